@@ -1,0 +1,1 @@
+"""Test support for users of the core: builders, fakes, and the contracts that every adapter passes."""
