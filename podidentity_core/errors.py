@@ -64,9 +64,7 @@ class IdentitiesRefused(RefusedError):
 class TokenRefused(RefusedError):
     """The token service answered, and the answer is no. *status* and *body* are its own words, for the pod."""
 
-    def __init__(
-        self, message: str, *, status: int, body: bytes, content_type: str = "application/json"
-    ) -> None:
+    def __init__(self, message: str, *, status: int, body: bytes, content_type: str = "application/json") -> None:
         super().__init__(message)
         self.status = status
         self.body = body
