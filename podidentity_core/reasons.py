@@ -38,7 +38,7 @@ class Reason(Enum):
     )
     NAME_TAKEN = (
         "PI105",
-        "AzureAssignedIdentity {assignment} of pod {pod} already stands for AzureIdentity {holder}, so {identity} waits",
+        "AzureIdentity {identity} does not reach pod {pod}: AzureIdentity {holder} has the same name and comes first",
         "give the two AzureIdentities different names, or use the namespaced mode",
     )
     POD_FINISHED = (

@@ -1,0 +1,197 @@
+"""One host at a time: read what it carries, ask for one change, and note what pods there can use from now on.
+
+Source: aad-pod-identity pkg/mic/mic.go:1037-1193 and 1359-1471 (drift). There one loop did this for all hosts in
+lock-step; here each host has its own turn, and drift is not a case of its own: whoever forgets what a host carried
+looks again, and whatever is needed and missing is added.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Set
+from dataclasses import dataclass, field
+
+from podidentity_core import events
+from podidentity_core.errors import IdentitiesRefused, NotFound, PodIdentityError, TransientError
+from podidentity_core.model import Assignment, AssignmentState
+from podidentity_core.planning import HostNeeds, Planner
+from podidentity_core.ports import Clock, EventSink, HostIdentities, LeaderLock
+from podidentity_core.resource_ids import Host, IdentityResource
+from podidentity_core.services.work_queue import Backoff
+from podidentity_core.settling import HostChange, HostRecord, host_change
+from podidentity_core.view import ClusterView
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class HostLimits:
+    """How often a refused identity is tried again.
+
+    *retries* more writes follow at once without the refused ones; a refused identity itself waits out *quarantine*.
+    """
+
+    retries: int = 2
+    retry_interval_s: float = 1.0
+    quarantine: Backoff = Backoff(first_s=60.0, most_s=1800.0)
+
+
+@dataclass(slots=True)
+class _Refusal:
+    until_s: float
+    count: int
+
+
+@dataclass(slots=True)
+class _HostDesk:
+    record: HostRecord = field(default_factory=HostRecord)
+    refusals: dict[IdentityResource, _Refusal] = field(default_factory=dict)
+
+
+class HostWorker:
+    """Brings hosts in line with what their assignments need. Call `settle` for one host at a time."""
+
+    def __init__(
+        self,
+        view: ClusterView,
+        planner: Planner,
+        hosts: HostIdentities,
+        sink: EventSink,
+        lock: LeaderLock,
+        *,
+        clock: Clock,
+        chance: Callable[[], float],
+        limits: HostLimits,
+    ) -> None:
+        self._view = view
+        self._planner = planner
+        self._hosts = hosts
+        self._events = sink
+        self._lock = lock
+        self._clock = clock
+        self._chance = chance
+        self._limits = limits
+        self._desks: dict[Host, _HostDesk] = {}
+
+    def record(self, host: Host) -> HostRecord:
+        """What is known of *host*."""
+        return self._desk(host).record
+
+    def needs(self, host: Host) -> HostNeeds:
+        """What the assignments say about *host*."""
+        return self._planner.host_needs(host)
+
+    def forget(self) -> tuple[Host, ...]:
+        """Look at every host again before trusting it; returns the hosts that assignments have a say about."""
+        hosts = self._planner.hosts()
+        self._desks = {host: desk for host, desk in self._desks.items() if host in set(hosts)}
+        for desk in self._desks.values():
+            desk.record.forget()
+        return hosts
+
+    async def settle(self, host: Host) -> float | None:
+        """Make one round for *host*; returns when to look again, if a refused identity waits for that.
+
+        Raises:
+            PodIdentityError: when the host could not be read or changed; its assignments have got their events.
+        """
+        desk = self._desk(host)
+        try:
+            if desk.record.usable is None:
+                await self._learn(host, desk)
+            await self._change(host, desk)
+        except PodIdentityError as error:
+            if isinstance(error, NotFound):
+                desk.record.usable = frozenset()
+            else:
+                desk.record.forget()
+            self._report(self._waiting(host, lambda _: True), error)
+            raise
+        return self._next_look_s(desk)
+
+    def _desk(self, host: Host) -> _HostDesk:
+        return self._desks.setdefault(host, _HostDesk())
+
+    async def _learn(self, host: Host, desk: _HostDesk) -> None:
+        state = await self._hosts.attached(host)
+        ours = frozenset(
+            assignment.identity.host_resource
+            for pod in self._planner.pods_on(host)
+            for assignment in self._view.assignments_of(pod)
+            if assignment.identity.host_resource is not None
+            and not assignment.preexisting
+            and assignment.key not in desk.record.undecided
+            and self._view.host(assignment.node) == host
+        )
+        desk.record.learn(state.attached, ours)
+
+    async def _change(self, host: Host, desk: _HostDesk) -> None:
+        """Write until nothing is left to write, or only what Azure refuses."""
+        for attempt in range(self._limits.retries + 1):
+            change = self._wanted_change(host, desk)
+            if not change or not self._lock.is_held():
+                return
+            if attempt:
+                await self._clock.sleep(self._limits.retry_interval_s)
+            log.info(
+                "updating user-assigned identities on %s, assign [%d], unassign [%d]",
+                host.name,
+                len(change.add),
+                len(change.remove),
+            )
+            try:
+                await self._write(host, desk, change)
+                return
+            except IdentitiesRefused as error:
+                self._quarantine(host, desk, change, error)
+
+    def _wanted_change(self, host: Host, desk: _HostDesk) -> HostChange:
+        usable = desk.record.usable
+        if usable is None:
+            return HostChange()
+        return host_change(self._planner.host_needs(host), usable, refused=self._refused(desk))
+
+    async def _write(self, host: Host, desk: _HostDesk, change: HostChange) -> None:
+        former = desk.record.usable or frozenset()
+        desk.record.begin(change.remove)
+        try:
+            state = await self._hosts.change(host, add=change.add, remove=change.remove)
+        except IdentitiesRefused:
+            desk.record.usable = former
+            raise
+        desk.record.end(state.attached, change.add)
+        for resource in change.add:
+            desk.refusals.pop(resource, None)
+
+    def _refused(self, desk: _HostDesk) -> Set[IdentityResource]:
+        now_s = self._clock.monotonic_s()
+        return {resource for resource, refusal in desk.refusals.items() if refusal.until_s > now_s}
+
+    def _quarantine(self, host: Host, desk: _HostDesk, change: HostChange, error: IdentitiesRefused) -> None:
+        """Set the refused identities aside, so that the others get their turn; raises when it cannot tell which."""
+        named = {resource for resource in change.add if resource.key in {r.lower() for r in error.resource_ids}}
+        if not named:
+            raise TransientError(f"{host} refuses the change without naming an identity: {error}") from error
+        log.warning("removing %s from ID list since it is erroneous", ", ".join(sorted(map(str, named))))
+        for resource in named:
+            count = desk.refusals[resource].count + 1 if resource in desk.refusals else 1
+            delay_s = self._limits.quarantine.delay_s(count, self._chance())
+            desk.refusals[resource] = _Refusal(self._clock.monotonic_s() + delay_s, count)
+        self._report(self._waiting(host, named.__contains__), error)
+
+    def _next_look_s(self, desk: _HostDesk) -> float | None:
+        now_s = self._clock.monotonic_s()
+        return min((max(refusal.until_s - now_s, 0.0) for refusal in desk.refusals.values()), default=None)
+
+    def _waiting(self, host: Host, concerns: Callable[[IdentityResource], bool]) -> Iterable[Assignment]:
+        """Stored assignments on *host* that wait for an identity in question."""
+        for pod in self._planner.pods_on(host):
+            for assignment in self._planner.pod_plan(pod).keep:
+                resource = assignment.identity.host_resource
+                waits = assignment.state in (AssignmentState.CREATED, AssignmentState.UNASSIGNED)
+                if waits and resource is not None and concerns(resource) and self._view.host(assignment.node) == host:
+                    yield assignment
+
+    def _report(self, assignments: Iterable[Assignment], error: PodIdentityError) -> None:
+        for assignment in assignments:
+            self._events.publish(events.apply_failed(assignment, str(error)))
