@@ -5,6 +5,7 @@ Source: aad-pod-identity pkg/mic/mic.go:574, except that a finished pod gets not
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -90,4 +91,19 @@ def _assignment_namespace(identity: Identity, namespaced: bool) -> str:
 
 def assignment_key(pod: Key, identity: Identity, *, namespaced: bool) -> Key:
     """Name the assignment of *identity* to *pod*: `<pod>-<namespace>-<identity>` (pkg/mic/mic.go:935)."""
-    return Key(_assignment_namespace(identity, namespaced), f"{pod.name}-{pod.namespace}-{identity.name}")
+    name = bounded_name(f"{pod.name}-{pod.namespace}-{identity.name}")
+    return Key(_assignment_namespace(identity, namespaced), name)
+
+
+def bounded_name(name: str) -> str:
+    """*name*, or its beginning and a digest if it is too long for an object's name (253 characters).
+
+    Nobody reads the parts of an assignment's name: who it is for stands in its spec.
+    """
+    if len(name) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:10]
+    return f"{name[: _LONGEST_NAME - 11].rstrip('-.')}-{digest}"
+
+
+_LONGEST_NAME = 253

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from podidentity_core.model import Assignment, AssignmentState, Change, Key, Thing
+from podidentity_core.model import Assignment, AssignmentState, Change, Identity, Key, Thing
 from podidentity_core.resource_ids import Host, IdentityResource
+from podidentity_core.token_request import Selector
 
 
 class Clock(Protocol):
@@ -135,14 +136,21 @@ class AccessToken:
 
 
 class TokenSource(Protocol):
-    """Where tokens of one kind of identity come from."""
+    """Where tokens of one kind of identity come from.
 
-    async def issue(self, client_id: str, resource: str) -> AccessToken:
-        """Fetch a token for *resource* on behalf of *client_id*. A new one with each call.
+    Raises `TokenRefused` with the service's own answer, `Throttled`, and `TransientError`.
+    """
 
-        An empty *client_id* asks for the node's own identity; only exception rules lead to that. Raises
-        `TokenRefused` with the service's own answer, `Throttled`, `TransientError`.
-        """
+    async def issue(self, identity: Identity, resource: str) -> AccessToken:
+        """Fetch a token for *resource* on behalf of *identity*. A new call with each."""
+        ...
+
+
+class NodeTokenSource(Protocol):
+    """Tokens of the node itself, for pods that an exception rule names. Raises as `TokenSource` does."""
+
+    async def issue_for_node(self, selector: Selector | None, resource: str) -> AccessToken:
+        """Fetch a token of the identity that *selector* names on this node, or of the node's default one."""
         ...
 
 

@@ -11,10 +11,12 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 from podidentity_core import events
 from podidentity_core.errors import NotFound, PodIdentityError
+from podidentity_core.matching import bounded_name
 from podidentity_core.model import Assignment, AssignmentState, Change, Key, Seen, Synced, Unusable
 from podidentity_core.planning import Planner, PodPlan, Rules, Update
 from podidentity_core.ports import AssignmentStore, Clock, ClusterReader, EventSink, HostIdentities, LeaderLock, Meter
@@ -180,17 +182,17 @@ class AssignmentService:
         """Do for one pod what can be done now. One failure does not stop the rest; the first is raised at the end."""
         plan = self._planner.pod_plan(pod)
         replaced = {assignment.key for assignment in plan.create}
-        steps: list[Awaitable[None]] = [
-            *(self._release(assignment) for assignment in plan.delete if assignment.key in replaced),
-            *(self._create(assignment) for assignment in plan.create),
-            *(self._update(update) for update in plan.update),
-            *(self._keep(assignment) for assignment in plan.keep),
-            *(self._let_go(assignment) for assignment in plan.delete if assignment.key not in replaced),
+        steps = [
+            *(partial(self._release, assignment) for assignment in plan.delete if assignment.key in replaced),
+            *(partial(self._create, assignment) for assignment in plan.create),
+            *(partial(self._update, update) for update in plan.update),
+            *(partial(self._keep, assignment) for assignment in plan.keep),
+            *(partial(self._let_go, assignment) for assignment in plan.delete if assignment.key not in replaced),
         ]
         failure: PodIdentityError | None = None
         for step in steps:
             try:
-                await step
+                await step()
             except PodIdentityError as error:
                 failure = failure or error
         if failure is not None:
@@ -234,7 +236,7 @@ class AssignmentService:
         same_place = same_host and old.identity.host_resource == new.identity.host_resource
         if same_place or self._next_for_unwanted(old) is Next.RELEASE:
             return None
-        name = f"{old.name}-leaving-{old.resource_version}"
+        name = bounded_name(f"{old.name}-leaving-{old.resource_version}")
         return replace(old, name=name, state=AssignmentState.UNASSIGNED, uid="", resource_version="", origin=None)
 
     async def _keep(self, assignment: Assignment) -> None:

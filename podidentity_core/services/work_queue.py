@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 
 from podidentity_core.errors import PodIdentityError, Throttled
 from podidentity_core.ports import Clock
+from podidentity_core.services.waiting import wait_at_most
 
 K = TypeVar("K", bound=Hashable)
 
@@ -116,11 +117,5 @@ class WorkQueue(Generic[K]):
     async def _pause(self, entry: _Entry, delay_s: float, *, patient: bool) -> None:
         if patient:
             await self._clock.sleep(delay_s)
-            return
-        sleeper = asyncio.ensure_future(self._clock.sleep(delay_s))
-        waker = asyncio.ensure_future(entry.wake.wait())
-        try:
-            await asyncio.wait((sleeper, waker), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            sleeper.cancel()
-            waker.cancel()
+        else:
+            await wait_at_most(delay_s, entry.wake.wait(), self._clock)

@@ -1,0 +1,20 @@
+"""Waiting for the first of two things, without leaving the other behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from podidentity_core.ports import Clock
+
+
+async def wait_at_most(seconds: float, happening: Coroutine[Any, Any, object], clock: Clock) -> None:
+    """Return when *happening* has happened, or after *seconds*."""
+    sleeper = asyncio.ensure_future(clock.sleep(seconds))
+    waiter = asyncio.ensure_future(happening)
+    try:
+        await asyncio.wait((sleeper, waiter), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        sleeper.cancel()
+        waiter.cancel()
