@@ -67,6 +67,7 @@ class TokenCache:
         call = self._calls.get(key)
         if call is None:
             call = self._calls[key] = asyncio.create_task(self._fetch(key, fetch))
+            call.add_done_callback(_retrieve)
         return call
 
     async def _fetch(self, key: Hashable, fetch: Fetch) -> AccessToken:
@@ -83,6 +84,12 @@ class TokenCache:
         if len(self._kept) > self._capacity:
             self._kept.popitem(last=False)
         return token
+
+
+def _retrieve(call: asyncio.Task[AccessToken]) -> None:
+    """Take note of a failure that nobody waits for any more, so that asyncio does not report it as lost."""
+    if not call.cancelled():
+        call.exception()
 
 
 def _log_failed_renewal(call: asyncio.Task[AccessToken]) -> None:

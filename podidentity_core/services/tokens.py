@@ -115,8 +115,10 @@ class TokenService:
                     return Denied(explanation, pod)
                 case Wait(seconds):
                     await self._change_of(pod.key, seconds)
-            if pod not in self._view.pods_at(address):
+            present = self._view.pods_at(address)
+            if len(present) != 1 or present[0].uid != pod.uid:
                 return Denied(self._unknown(address))
+            pod = present[0]
 
     async def _pod_at(self, address: str, began_s: float) -> Pod | Explanation:
         pods = self._view.pods_at(address)
