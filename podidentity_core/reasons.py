@@ -133,6 +133,11 @@ class Reason(Enum):
         "Header contains 'X-Forwarded-For' are not supported.",
         "ask without a proxy",
     )
+    NO_SUCH_PATH = (
+        "PI316",
+        "path {path} is not served",
+        "ask for a documented path of the metadata service",
+    )
     METHOD_REFUSED = (
         "PI315",
         "method {method} is not allowed here",

@@ -72,6 +72,7 @@ class AssignmentService:
             ports.events,
             ports.lock,
             clock=ports.clock,
+            meter=ports.meter,
             chance=ports.chance,
             limits=settings.limits,
         )

@@ -15,7 +15,7 @@ from podidentity_core import events
 from podidentity_core.errors import IdentitiesRefused, NotFound, PodIdentityError, TransientError
 from podidentity_core.model import Assignment, AssignmentState
 from podidentity_core.planning import HostNeeds, Planner
-from podidentity_core.ports import Clock, EventSink, HostIdentities, LeaderLock
+from podidentity_core.ports import Clock, EventSink, HostIdentities, LeaderLock, Meter
 from podidentity_core.resource_ids import Host, IdentityResource
 from podidentity_core.services.work_queue import Backoff
 from podidentity_core.settling import HostChange, HostRecord, host_change
@@ -60,6 +60,7 @@ class HostWorker:
         lock: LeaderLock,
         *,
         clock: Clock,
+        meter: Meter,
         chance: Callable[[], float],
         limits: HostLimits,
     ) -> None:
@@ -69,6 +70,7 @@ class HostWorker:
         self._events = sink
         self._lock = lock
         self._clock = clock
+        self._meter = meter
         self._chance = chance
         self._limits = limits
         self._desks: dict[Host, _HostDesk] = {}
@@ -154,12 +156,15 @@ class HostWorker:
     async def _write(self, host: Host, desk: _HostDesk, change: HostChange) -> None:
         former = desk.record.usable or frozenset()
         desk.record.begin(change.remove)
+        began_s = self._clock.monotonic_s()
         try:
             state = await self._hosts.change(host, add=change.add, remove=change.remove)
         except IdentitiesRefused:
             desk.record.usable = former
             raise
         desk.record.end(state.attached, change.add)
+        self._meter.observe("mic_cycle_duration_seconds", self._clock.monotonic_s() - began_s)
+        self._meter.count("mic_cycle_count")
         for resource in change.add:
             desk.refusals.pop(resource, None)
 

@@ -94,7 +94,7 @@ class FakeCluster:
     async def create(self, assignment: Assignment) -> Assignment:
         """Store it, unless its name is taken."""
         await self._called(Call("create", assignment.key, assignment.state))
-        if assignment.key in self.assignments:
+        if (Assignment, assignment.key) in self._things:
             raise Conflict(f"AzureAssignedIdentity {assignment.key} already exists")
         return self.put(replace(assignment, uid="", resource_version=""))
 
@@ -115,8 +115,8 @@ class FakeCluster:
     async def delete(self, assignment: Assignment) -> None:
         """Remove this very object; one that is gone, or was replaced by another of its name, is success."""
         await self._called(Call("delete", assignment.key))
-        current = self.assignments.get(assignment.key)
-        if current is not None and assignment.uid in ("", current.uid):
+        current = self._things.get((Assignment, assignment.key))
+        if current is not None and assignment.uid in ("", _uid(current)):
             self.remove(current)
 
     async def _called(self, call: Call) -> None:
@@ -128,8 +128,8 @@ class FakeCluster:
                 raise error
 
     def _current(self, key: Key) -> Assignment:
-        current = self.assignments.get(key)
-        if current is None:
+        current = self._things.get((Assignment, key))
+        if not isinstance(current, Assignment):
             raise NotFound(f"AzureAssignedIdentity {key} does not exist")
         return current
 

@@ -1,0 +1,18 @@
+"""`mic`: the controller that assigns identities to pods and puts them on hosts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from apps.mic import daemon, flags
+from apps.running import run_daemon
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run MIC; returns the exit code."""
+    return run_daemon(flags.parse, daemon.run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

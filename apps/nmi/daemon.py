@@ -1,0 +1,83 @@
+"""NMI's life: listen, then intercept; on SIGTERM stop intercepting, let requests end, exit."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack, suppress
+
+from apps.nmi.bootstrap import Nmi, connected, interceptor
+from apps.nmi.flags import NmiConfig
+from apps.nmi.kubenet import refuse_kubenet
+from apps.nmi.netfilter.interceptor import Interceptor
+from apps.serving import start_metrics, start_probe, start_server, wait_for_termination
+from apps.version import installed
+from podidentity_core.errors import PodIdentityError
+
+log = logging.getLogger(__name__)
+
+GRACE_S = 10.0
+"""How long requests that are under way at the end may take (the original slept as long)."""
+REMOVAL_S = 15.0
+"""How long the removal of the rules may take, so that it fits into a pod's 30 s of grace."""
+
+
+async def run(config: NmiConfig) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code.
+
+    Source: aad-pod-identity cmd/nmi/main.go, pkg/nmi/server/server.go:619. There the rules came after the caches
+    were filled, and requests before that went to the real metadata service; here they come as soon as somebody
+    listens, and early requests wait.
+
+    Raises:
+        ConfigurationError: a setting cannot be used, or a port is taken.
+    """
+    log.info("%s.", installed().start_line("nmi"))
+    for warning in config.warnings:
+        log.warning("%s", warning)
+    if not config.allow_kubenet:
+        refuse_kubenet(config.kubelet_config)
+    terminated = wait_for_termination(asyncio.get_running_loop())
+    async with AsyncExitStack() as stack:
+        nmi = await stack.enter_async_context(connected(config))
+        server = await start_server(nmi.app, config.listen_address, config.port, flag="--nmi-port", date_header=False)
+        stack.push_async_callback(server.stop, GRACE_S)
+        log.info("listening on %s:%d", config.listen_address, server.port)
+        rules = interceptor(config, server.port, nmi.clock) if config.interception else None
+        probe = await start_probe(config.probe_port, lambda: _is_active(nmi, rules))
+        stack.push_async_callback(probe.stop, 0)
+        metrics = await start_metrics(config.metrics_port, nmi.meter.render)
+        stack.push_async_callback(metrics.stop, 0)
+        tasks = {asyncio.create_task(nmi.service.run(), name="cluster")}
+        if rules is not None:
+            tasks.add(asyncio.create_task(rules.run(), name="interception"))
+        await asyncio.wait({terminated, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        await _end(tasks)
+        if terminated.done():
+            log.info("received %s, shutting down", terminated.result().name)
+        return await _removed(rules)
+
+
+def _is_active(nmi: Nmi, rules: Interceptor | None) -> bool:
+    return nmi.service.synced and (rules is None or rules.ready)
+
+
+async def _end(tasks: set[asyncio.Task[None]]) -> None:
+    """Stop the background work; what broke by itself is raised."""
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def _removed(rules: Interceptor | None) -> int:
+    if rules is None:
+        return 0
+    try:
+        async with asyncio.timeout(REMOVAL_S):
+            await rules.remove()
+    except (PodIdentityError, TimeoutError) as error:
+        log.error("failed to clean up during shutdown, error: %s", error or type(error).__name__)
+        return 1
+    return 0

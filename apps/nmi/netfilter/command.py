@@ -1,0 +1,65 @@
+"""Running one program of the system to its end, within a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from asyncio.subprocess import PIPE, Process
+from dataclasses import dataclass
+
+from podidentity_core.errors import RefusedError, TransientError
+
+_SHOWN_CHARS = 300
+"""How much of a program's complaint goes into a message: it may end in a log line or a probe's answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """How a program ended and what it printed."""
+
+    name: str
+    status: int
+    out: str
+    err: str
+
+    @property
+    def complaint(self) -> str:
+        """The lines of standard error as one, cut to a readable length."""
+        lines = [line.strip() for line in self.err.splitlines() if line.strip() and not line.startswith("#")]
+        return "; ".join(lines)[:_SHOWN_CHARS] or "no message"
+
+
+async def run(*command: str, stdin: str = "", deadline_s: float) -> Finished:
+    """Run *command* (found on PATH) and return how it ended, whatever its exit status.
+
+    Raises `RefusedError` when it cannot be started, `TransientError` when it takes longer than *deadline_s*. Nothing
+    that was started outlives the call, also when it is cancelled.
+    """
+    try:
+        # A session of its own: whatever the program starts is ended with it, and a Ctrl-C in the terminal that meets
+        # NMI does not end a half-done command.
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True
+        )
+    except FileNotFoundError as error:
+        raise RefusedError(f"the program {command[0]} is not on PATH: install it in the image") from error
+    except OSError as error:
+        raise TransientError(f"cannot start {command[0]}: {error.strerror or error}") from error
+    try:
+        async with asyncio.timeout(deadline_s):
+            out, err = await process.communicate(stdin.encode())
+    except TimeoutError as error:
+        raise TransientError(f"{command[0]} did not finish within {deadline_s:g} s and was ended") from error
+    finally:
+        await _end(process)
+    return Finished(command[0], process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace"))
+
+
+async def _end(process: Process) -> None:
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()

@@ -1,0 +1,169 @@
+"""HTTP listeners, probes, metrics pages and termination, for both daemons."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+
+from apps.metrics import CONTENT_TYPE
+from podidentity_core.errors import ConfigurationError
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+"""An ASGI application; FastAPI is one."""
+
+ALL_INTERFACES = ""
+_PLAIN = b"text/plain; charset=utf-8"
+_KEEP_ALIVE_S = 90  # longer than usual scrape intervals and than the time SDKs keep an idle connection
+_REMEDIES = {
+    errno.EADDRINUSE: "stop the program that uses it, or choose another port with {flag}",
+    errno.EACCES: "choose a port from 1024 on with {flag}, or run with the right to use this one",
+    errno.EADDRNOTAVAIL: "this machine does not have the address: choose one that it has",
+}
+
+
+class BindError(ConfigurationError):
+    """An address cannot be listened on. The message names the address, the flag and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running HTTP server; *port* is the one listened on, also when 0 was asked for."""
+
+    port: int
+    _server: uvicorn.Server
+    _clock: asyncio.Task[None]
+
+    async def stop(self, grace_s: float) -> None:
+        """Accept nothing more, let running requests end, and cancel those that have not after *grace_s*."""
+        self._clock.cancel()
+        for listener in self._server.servers:
+            listener.close()
+        await asyncio.sleep(0)  # a connection that was accepted just now becomes known
+        state = self._server.server_state
+        for connection in list(state.connections):
+            connection.shutdown()
+        if state.tasks:
+            _, late = await asyncio.wait(set(state.tasks), timeout=grace_s)
+            for request in late:
+                request.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+
+async def start_server(app: Application, host: str, port: int, *, flag: str, date_header: bool = True) -> Server:
+    """Listen on *host* (empty: all interfaces, IPv4 and IPv6) and *port* (0: a free one), and serve *app*.
+
+    The peer's address is the socket's, whatever the request's headers say. Signals are the caller's affair.
+    Raises BindError, which names *flag* as the way to another port.
+    """
+    listener = _bound(host, port, flag)
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        log_level=logging.WARNING,
+        access_log=False,
+        proxy_headers=False,  # or a pod could choose its own address with X-Forwarded-For
+        server_header=False,
+        date_header=date_header,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+    )
+    config.load()
+    server = uvicorn.Server(config)
+    # Not server.serve(): it takes over the signals, and looks ten times a second whether it is to end.
+    server.lifespan = config.lifespan_class(config)
+    await server.on_tick(0)
+    await server.startup(sockets=[listener])
+    clock = asyncio.create_task(_keep_date(server), name="date header")
+    return Server(listener.getsockname()[1], server, clock)
+
+
+async def start_probe(port: int, active: Callable[[], bool], *, flag: str = "--http-probe-port") -> Server:
+    """Serve `/healthz` on all interfaces: always 200, `Active` or `Not Active`.
+
+    Source: aad-pod-identity pkg/probes/probes.go.
+    """
+    pages = {"/healthz": Page(lambda: b"Active" if active() else b"Not Active")}
+    return await start_server(text_app(pages), ALL_INTERFACES, port, flag=flag, date_header=False)
+
+
+async def start_metrics(port: int, render: Callable[[], bytes], *, flag: str = "--prometheus-port") -> Server:
+    """Serve what *render* returns as `/metrics`, on all interfaces."""
+    pages = {"/metrics": Page(render, CONTENT_TYPE)}
+    return await start_server(text_app(pages), ALL_INTERFACES, port, flag=flag, date_header=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A text that is made anew for each request."""
+
+    body: Callable[[], bytes]
+    content_type: bytes = _PLAIN
+
+
+def text_app(pages: Mapping[str, Page]) -> Application:
+    """Return an application that answers 200 with the page at exactly this path, whatever the method; else 404."""
+    missing = Page(lambda: b"404 page not found\n")
+
+    async def app(scope: Scope, _: Receive, send: Send) -> None:
+        page = pages.get(scope["path"])
+        found = page or missing
+        body = found.body()
+        headers = [(b"content-type", found.content_type), (b"content-length", str(len(body)).encode())]
+        status = 200 if page else 404
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    return app
+
+
+def wait_for_termination(loop: asyncio.AbstractEventLoop) -> asyncio.Future[signal.Signals]:
+    """Return a future that ends with the first SIGTERM or SIGINT; later ones are ignored, as in the original.
+
+    From the call on, these signals end the process no more. For the main thread only.
+    """
+    received: asyncio.Future[signal.Signals] = loop.create_future()
+
+    def remember(number: signal.Signals) -> None:
+        if not received.done():
+            received.set_result(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, remember, number)
+    return received
+
+
+async def _keep_date(server: uvicorn.Server) -> None:
+    """Renew the `Date` header that the server puts into each answer."""
+    while server.config.date_header:
+        await asyncio.sleep(1)
+        await server.on_tick(0)
+
+
+def _bound(host: str, port: int, flag: str) -> socket.socket:
+    """Return a listening socket, so that a taken port is known before anything else is started."""
+    try:
+        if host == ALL_INTERFACES and socket.has_dualstack_ipv6():
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        shown = f"[{host}]" if ":" in host else host or "*"
+        code = error.errno or 0
+        reason = os.strerror(code).lower() if code > 0 else "no such host"  # name resolution counts below zero
+        remedy = _REMEDIES.get(code, "choose another address, or another port with {flag}").format(flag=flag)
+        raise BindError(f"cannot listen on {shown}:{port}: {reason}; {remedy}") from error

@@ -1,0 +1,209 @@
+"""What every ClusterReader, AssignmentStore, EventSink and LeaderLock must do.
+
+Subclass a contract, name the subclass `Test...`, and override its fixtures; each test is a sentence of the contract.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
+from typing import Protocol
+
+import pytest
+
+from podidentity_core.errors import Conflict, NotFound
+from podidentity_core.model import (
+    Assignment,
+    AssignmentState,
+    Change,
+    ExceptionRule,
+    Gone,
+    Key,
+    Node,
+    Pod,
+    PodPhase,
+    Seen,
+    Synced,
+    Thing,
+)
+from podidentity_core.ports import AssignmentStore, ClusterReader, Event, EventSink, LeaderLock, Severity
+from podidentity_core.testing import builders
+
+_PATIENCE_S = 20.0
+
+
+class ClusterWorld(Protocol):
+    """The rest of the cluster, as a test plays it: not by way of the ports that are under test."""
+
+    async def put(self, thing: Thing) -> None:
+        """Let *thing* exist, or be like this from now on."""
+        ...
+
+    async def remove(self, thing: Thing) -> None:
+        """Let *thing* vanish."""
+        ...
+
+    async def assignments(self) -> Mapping[Key, Assignment]:
+        """Read the assignments that are stored now."""
+        ...
+
+
+def content(thing: Thing) -> Thing:
+    """Give *thing* without what a server chooses: uid and version."""
+    if isinstance(thing, Node | ExceptionRule):
+        return thing
+    if isinstance(thing, Pod):
+        return replace(thing, uid="")
+    return replace(thing, uid="", resource_version="")
+
+
+class Follower:
+    """What a reader has told so far."""
+
+    def __init__(self) -> None:
+        self.changes: list[Change] = []
+        self.batches: list[Sequence[Change]] = []
+        self._news = asyncio.Event()
+
+    async def follow(self, reader: ClusterReader) -> None:
+        """Take in all changes, for ever."""
+        async with aclosing(reader.changes()) as stream:  # type: ignore[type-var]  # readers are generators
+            async for batch in stream:
+                self.batches.append(batch)
+                self.changes += batch
+                self._news.set()
+
+    @property
+    def things(self) -> Mapping[tuple[type[Thing], Key], Thing]:
+        """What exists, by the changes so far."""
+        exist: dict[tuple[type[Thing], Key], Thing] = {}
+        for change in self.changes:
+            if isinstance(change, Seen):
+                exist[type(change.thing), change.thing.key] = content(change.thing)
+            elif isinstance(change, Gone):
+                exist.pop((change.kind, change.key), None)
+        return exist
+
+    def knows(self, thing: Thing) -> bool:
+        """Whether *thing* exists, and is just like this."""
+        return self.things.get((type(thing), thing.key)) == content(thing)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a change that makes *condition* true."""
+        async with asyncio.timeout(_PATIENCE_S):
+            while not condition():
+                self._news.clear()
+                await self._news.wait()
+
+    async def until_synced(self) -> None:
+        """Wait until everything that existed has been told."""
+        await self.until(lambda: Synced() in self.changes)
+
+
+@asynccontextmanager
+async def following(reader: ClusterReader) -> AsyncIterator[Follower]:
+    """Follow *reader* in the background."""
+    follower = Follower()
+    task = asyncio.create_task(follower.follow(reader))
+    try:
+        yield follower
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+_POD = builders.pod()
+_RULE = builders.exception_rule()
+_ASSIGNMENT = builders.assignment()
+_CASES = [
+    pytest.param(_POD, replace(_POD, phase=PodPhase.SUCCEEDED), id="pod"),
+    pytest.param(builders.vmss_node("node-1"), builders.vmss_node("node-1", "another"), id="node"),
+    pytest.param(builders.identity(), builders.identity(client="changed"), id="identity"),
+    pytest.param(builders.binding(), builders.binding(selector="changed"), id="binding"),
+    pytest.param(_ASSIGNMENT, replace(_ASSIGNMENT, state=AssignmentState.UNASSIGNED), id="assignment"),
+    pytest.param(_RULE, replace(_RULE, pod_labels={"app": "changed"}), id="exception rule"),
+]
+
+
+class ClusterReaderContract:
+    """The contract of `ClusterReader`."""
+
+    @pytest.fixture
+    def world(self) -> ClusterWorld:
+        """Override: the cluster that *reader* reads, empty but for nodes."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def reader(self, world: ClusterWorld) -> ClusterReader:
+        """Override: a reader of all kinds."""
+        raise NotImplementedError
+
+    async def test_what_exists_is_told_before_synced(self, world: ClusterWorld, reader: ClusterReader) -> None:
+        for case in _CASES:
+            await world.put(case.values[0])  # type: ignore[arg-type]  # the first value of each case is a thing
+
+        async with following(reader) as told:
+            await told.until_synced()
+            before = told.changes[: told.changes.index(Synced())]
+
+        seen = [content(change.thing) for change in before if isinstance(change, Seen)]
+        assert all(content(case.values[0]) in seen for case in _CASES)  # type: ignore[arg-type]  # as above
+        assert told.changes.count(Synced()) == 1
+
+    async def test_an_empty_cluster_is_synced_too(self, world: ClusterWorld, reader: ClusterReader) -> None:
+        async with following(reader) as told:
+            await told.until_synced()
+
+        assert not any(isinstance(change, Gone) for change in told.changes)
+
+    @pytest.mark.parametrize(("thing", "changed"), _CASES)
+    async def test_a_beginning_a_change_and_an_end_are_told(
+        self, world: ClusterWorld, reader: ClusterReader, thing: Thing, changed: Thing
+    ) -> None:
+        async with following(reader) as told:
+            await told.until_synced()
+            await world.put(thing)
+            await told.until(lambda: told.knows(thing))
+            await world.put(changed)
+            await told.until(lambda: told.knows(changed))
+            await world.remove(changed)
+            await told.until(lambda: (type(thing), thing.key) not in told.things)
+
+        assert all(told.batches), "a batch is never empty"
+
+    async def test_a_successor_of_the_same_name_comes_after_the_end_of_its_predecessor(
+        self, world: ClusterWorld, reader: ClusterReader
+    ) -> None:
+        first, second = builders.pod(uid="first"), builders.pod(uid="second", node="node-2")
+        async with following(reader) as told:
+            await told.until_synced()
+            await world.put(first)
+            await told.until(lambda: told.knows(first))
+            await world.remove(first)
+            await world.put(second)
+            await told.until(lambda: told.knows(second))
+
+        steps = [change for change in told.changes if isinstance(change, Seen | Gone) and _is_pod(change)]
+        assert [type(step) for step in steps] == [Seen, Gone, Seen]
+        assert isinstance(steps[0], Seen)
+        assert isinstance(steps[1], Gone)
+        assert isinstance(steps[0].thing, Pod)
+        assert steps[1].uid == steps[0].thing.uid
+
+    async def test_closing_it_while_nothing_happens_ends_it(self, world: ClusterWorld, reader: ClusterReader) -> None:
+        async with following(reader) as told:
+            await told.until_synced()
+            others = asyncio.all_tasks()
+
+        async with asyncio.timeout(_PATIENCE_S):
+            while others & asyncio.all_tasks() - {asyncio.current_task()}:
+                if _only_servers(others & asyncio.all_tasks()):
+                    break
+                await asyncio.sleep(0)
+
+
+def _is_pod(change: Seen | Gone) -> bool:
+    return (change.kind if isinstance(change, Gone) else type(change.thing)) is Pod
