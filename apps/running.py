@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Protocol, TypeVar
 
 import uvloop
 
@@ -55,3 +57,15 @@ def run_daemon(
 
 async def _coroutine(run: Callable[[C], Awaitable[int]], config: C) -> int:
     return await run(config)
+
+
+async def end_first(terminated: asyncio.Future[Any], tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Wait until a signal or one of *tasks* ends the daemon's work, and stop the rest. What broke is raised."""
+    running = set(tasks)
+    waiting: set[asyncio.Future[Any]] = {terminated, *running}
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for task in running:
+        task.cancel()
+    for task in running:
+        with suppress(asyncio.CancelledError):
+            await task

@@ -53,7 +53,7 @@ async def connected(config: NmiConfig) -> AsyncIterator[Nmi]:
         connection = await stack.enter_async_context(Connection(credentials, user_agent=agent))
         api = KubeApi(connection, clock=clock, random=random.random)
         resources = nmi_resources(config.node, scale_features=config.own_node_only)
-        imds = ImdsTokens(endpoint, clock=clock, agent=agent)
+        imds = ImdsTokens(endpoint, clock=clock, meter=meter, agent=agent)
         stack.push_async_callback(imds.aclose)
         passthrough = ImdsPassthrough(endpoint)
         stack.push_async_callback(passthrough.aclose)
@@ -62,7 +62,6 @@ async def connected(config: NmiConfig) -> AsyncIterator[Nmi]:
             sources={IdentityKind.USER_ASSIGNED: imds},
             node_tokens=imds,
             clock=clock,
-            meter=meter,
         )
         service = TokenService(ports, _token_settings(config))
         app = create_app(service, passthrough, _api_settings(config), ApiPorts(clock, meter))

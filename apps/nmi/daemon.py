@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 
 from apps.nmi.bootstrap import Nmi, connected, interceptor
 from apps.nmi.flags import NmiConfig
 from apps.nmi.kubenet import refuse_kubenet
 from apps.nmi.netfilter.interceptor import Interceptor
+from apps.running import end_first
 from apps.serving import start_metrics, start_probe, start_server, wait_for_termination
 from apps.version import installed
 from podidentity_core.errors import PodIdentityError
@@ -51,8 +52,7 @@ async def run(config: NmiConfig) -> int:
         tasks = {asyncio.create_task(nmi.service.run(), name="cluster")}
         if rules is not None:
             tasks.add(asyncio.create_task(rules.run(), name="interception"))
-        await asyncio.wait({terminated, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-        await _end(tasks)
+        await end_first(terminated, tasks)
         if terminated.done():
             log.info("received %s, shutting down", terminated.result().name)
         return await _removed(rules)
@@ -60,15 +60,6 @@ async def run(config: NmiConfig) -> int:
 
 def _is_active(nmi: Nmi, rules: Interceptor | None) -> bool:
     return nmi.service.synced and (rules is None or rules.ready)
-
-
-async def _end(tasks: set[asyncio.Task[None]]) -> None:
-    """Stop the background work; what broke by itself is raised."""
-    for task in tasks:
-        task.cancel()
-    for task in tasks:
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 async def _removed(rules: Interceptor | None) -> int:

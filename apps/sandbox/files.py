@@ -29,14 +29,14 @@ def write_private(path: Path, text: str) -> Path:
     return path
 
 
-def kubeconfig(server: str, token: str) -> str:
+def kubeconfig(server: str, token: str, ca_file: Path) -> str:
     """Return a kubeconfig with one context, named sandbox."""
     name = "sandbox"
     config = {
         "apiVersion": "v1",
         "kind": "Config",
         "current-context": name,
-        "clusters": [{"name": name, "cluster": {"server": server}}],
+        "clusters": [{"name": name, "cluster": {"server": server, "certificate-authority": str(ca_file)}}],
         "users": [{"name": name, "user": {"token": token}}],
         "contexts": [{"name": name, "context": {"cluster": name, "user": name, "namespace": "default"}}],
     }

@@ -36,7 +36,7 @@ class Sandbox:
     """An async context manager: inside it, everything answers on loopback addresses.
 
     *cluster* and *azure* are the state, for tests to look at and to change; *kube*, *arm*, *entra* and *imds* (by node)
-    the servers; *kube_url*, *arm_url*, *entra_url*, *imds_urls* and *control_url* where they listen; *kubeconfig*,
+    the servers; *kube_url* (and over TLS *kube_tls_url*), *arm_url*, *entra_url*, *imds_urls* and *control_url* where they listen; *kubeconfig*,
     *azure_json*, *environment_json* and *ca_file* the files for clients. *faults* makes things go wrong and has the
     record of requests.
     """
@@ -107,7 +107,12 @@ class Sandbox:
     def _serve_cluster(self) -> None:
         self.kube = Kube(self.cluster, self.token, self.options.bookmark_s)
         self.kube_url = self._serve("kube", self.kube)
-        self.control_url = _url("http", address := self._listeners.bind())
+        # Go clients, kubectl among them, send their token over TLS only.
+        address = self._listeners.bind(tls=True)
+        self.kube_tls_url = _url("https", address)
+        self._listeners.serve(address, self.faults.guard("kube", self.kube))
+        address = self._listeners.bind()
+        self.control_url = _url("http", address)
         self._listeners.serve(address, Control(self.faults, self.azure, self.kube))
 
     def _serve_azure(self, issuer: TokenIssuer, limits: Limits) -> None:
@@ -141,7 +146,7 @@ class Sandbox:
     def _write_files(self) -> None:
         scale_sets = [host.resource_id for host in self.azure.hosts.values() if host.is_scale_set]
         primary = scale_sets[0].rsplit("/", 1)[1] if scale_sets else ""
-        text = files.kubeconfig(self.kube_url, self.token)
+        text = files.kubeconfig(self.kube_tls_url, self.token, self.ca_file)
         self.kubeconfig = files.write_private(self.state_dir / "kubeconfig", text)
         text = files.environment(self.arm_url, self.entra_url)
         self.environment_json = files.write_private(self.state_dir / "environment.json", text)

@@ -7,13 +7,12 @@ So a revoked binding ends service at once, and a re-used address inherits nothin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
-from podidentity_core.errors import PodIdentityError
 from podidentity_core.model import Identity, IdentityKind, Pod
 from podidentity_core.node_view import SYNCED, NodeView
-from podidentity_core.ports import AccessToken, Clock, ClusterReader, Meter, NodeTokenSource, TokenSource
+from podidentity_core.ports import AccessToken, Clock, ClusterReader, NodeTokenSource, TokenSource
 from podidentity_core.reasons import Explanation, Reason, because
 from podidentity_core.selection import Deny, Patience, Serve, Wait, is_excepted, select
 from podidentity_core.services.token_cache import TokenCache
@@ -49,7 +48,6 @@ class TokenPorts:
     sources: Mapping[IdentityKind, TokenSource]
     node_tokens: NodeTokenSource
     clock: Clock
-    meter: Meter
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,27 +154,10 @@ class TokenService:
                 because(Reason.UNSUPPORTED_KIND, identity=str(identity.key), kind=str(identity.kind.value)), pod
             )
         key = (identity.kind, identity.client_id.lower(), identity.tenant_id, resource)
-        token = await self._cache.get(
-            key, lambda: self._measured("adal_token_msi_userassignedid", source.issue(identity, resource))
-        )
+        token = await self._cache.get(key, lambda: source.issue(identity, resource))
         return Granted(token, pod, identity)
 
     async def _node_token(self, request: TokenRequest) -> AccessToken:
         key = ("node", request.selector, request.resource)
-        source, selector = self._ports.node_tokens, request.selector
-        operation = "adal_token_msi_userassignedid" if selector else "adal_token_msi"
-        return await self._cache.get(
-            key, lambda: self._measured(operation, source.issue_for_node(selector, request.resource))
-        )
-
-    async def _measured(self, operation: str, call: Awaitable[AccessToken]) -> AccessToken:
-        """Count and time a call upstream, under the original's names (pkg/metrics/metrics.go)."""
-        began_s = self._ports.clock.monotonic_s()
-        try:
-            token = await call
-        except PodIdentityError:
-            self._ports.meter.count("imds_operations_errors_count", operation_type=operation)
-            raise
-        took_s = self._ports.clock.monotonic_s() - began_s
-        self._ports.meter.observe("imds_operations_duration_seconds", took_s, operation_type=operation)
-        return token
+        source = self._ports.node_tokens
+        return await self._cache.get(key, lambda: source.issue_for_node(request.selector, request.resource))

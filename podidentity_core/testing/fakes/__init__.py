@@ -1,5 +1,6 @@
 """Adapters in memory that behave as the real ones do, keep what was asked of them, and fail on request."""
 
+from podidentity_core.testing.fakes.azure import FakeHosts, FakeTokens, HostWrite, TokenCall
 from podidentity_core.testing.fakes.cluster import Call, FakeCluster, FakeEvents, FakeLeaderLock
 
-__all__ = ["Call", "FakeCluster", "FakeEvents", "FakeLeaderLock"]
+__all__ = ["Call", "FakeCluster", "FakeEvents", "FakeHosts", "FakeLeaderLock", "FakeTokens", "HostWrite", "TokenCall"]

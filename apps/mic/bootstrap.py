@@ -1,0 +1,105 @@
+"""The one place that knows every class of MIC."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from apps.clock import SystemClock
+from apps.metrics import PrometheusMeter
+from apps.mic.flags import MicConfig
+from apps.version import installed
+from podidentity_azure.cloud import AzureConfig, load_azure_config
+from podidentity_azure.hosts import AzureHosts
+from podidentity_core.planning import Rules
+from podidentity_core.ports import LeaderLock
+from podidentity_core.services.assignment import AssignmentPorts, AssignmentService, AssignmentSettings
+from podidentity_core.services.hosts import HostLimits
+from podidentity_k8s.api import Connection, KubeApi
+from podidentity_k8s.assignments import KubeAssignments
+from podidentity_k8s.cluster import KubeCluster
+from podidentity_k8s.config import load_credentials
+from podidentity_k8s.events import KubeEvents
+from podidentity_k8s.lease import LeaseLock
+from podidentity_k8s.limits import RateLimit
+from podidentity_k8s.resources import mic_resources
+from podidentity_k8s.upgrade import mark_type_upgrade
+
+
+@dataclass(frozen=True, slots=True)
+class Mic:
+    """Everything connected, nothing started. *prepare* comes first in each term, then *work*."""
+
+    lock: LeaderLock
+    prepare: Callable[[], Awaitable[None]]
+    work: Callable[[], Awaitable[None]]
+    meter: PrometheusMeter
+
+
+@asynccontextmanager
+async def connected(config: MicConfig, environ: Mapping[str, str]) -> AsyncIterator[Mic]:
+    """Connect everything MIC needs, and close it at the end. No request is made yet.
+
+    Raises:
+        ConfigurationError: a setting cannot be used.
+    """
+    clock, meter, build = SystemClock(), PrometheusMeter(), installed()
+    agent = build.user_agent("MIC", config.custom_user_agent)
+    azure = load_azure_config(config.cloudconfig or None, environ)
+    credentials = await load_credentials(config.kubeconfig)
+    async with AsyncExitStack() as stack:
+        connection = await stack.enter_async_context(Connection(credentials, user_agent=agent))
+        limit = RateLimit(config.api_requests_per_s, burst=config.api_burst, clock=clock)
+        writes = KubeApi(connection, clock=clock, random=random.random, limit=limit)
+        reads = KubeApi(connection, clock=clock, random=random.random)
+        renewals = KubeApi(connection, clock=clock, random=random.random, retries=0)
+        events = await stack.enter_async_context(KubeEvents(reads, clock=clock))
+        hosts = AzureHosts(azure, clock=clock, meter=meter, agent=agent, environ=environ)
+        stack.push_async_callback(hosts.aclose)
+        lock = LeaseLock(
+            renewals,
+            namespace=config.lease_namespace,
+            name=config.lease_name,
+            identity=config.lease_identity,
+            clock=clock,
+            random=random.random,
+            duration_s=config.lease_duration_s,
+            events=events,
+        )
+        ports = AssignmentPorts(
+            cluster=KubeCluster(reads, mic_resources(), clock=clock, random=random.random),
+            store=KubeAssignments(writes),
+            hosts=hosts,
+            events=events,
+            lock=lock,
+            clock=clock,
+            meter=meter,
+            chance=random.random,
+        )
+        settings = _settings(config, azure)
+
+        async def prepare() -> None:
+            if config.type_upgrade:
+                await mark_type_upgrade(
+                    reads,
+                    namespace=config.pod_namespace,
+                    config_map=config.config_map_name,
+                    key=config.type_upgrade_key,
+                    version=build.version,
+                )
+
+        yield Mic(lock, prepare, lambda: AssignmentService(ports, settings).run(), meter)
+
+
+def _settings(config: MicConfig, azure: AzureConfig) -> AssignmentSettings:
+    """The cluster's own identity never leaves a host: MIC itself could not come back in to repair it."""
+    own = frozenset({azure.managed_identity.lower()}) if azure.managed_identity else frozenset[str]()
+    return AssignmentSettings(
+        rules=Rules(namespaced=config.namespaced, immutable=config.immutable_client_ids | own),
+        limits=HostLimits(retries=config.host_retries, retry_interval_s=config.host_retry_interval_s),
+        parallel_writes=config.concurrent_writes,
+        resync_interval_s=config.replan_interval_s,
+        drift_interval_s=config.drift_interval_s,
+    )

@@ -1,0 +1,60 @@
+"""MIC's life: probes at once, work while it leads, and the lead handed over on SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from contextlib import AsyncExitStack
+
+from apps.mic.bootstrap import Mic, connected
+from apps.mic.flags import MicConfig
+from apps.running import end_first
+from apps.serving import start_metrics, start_probe, wait_for_termination
+from apps.version import installed
+
+log = logging.getLogger(__name__)
+
+
+class _Term:
+    """Whether this process is at work, for the probe."""
+
+    active = False
+
+
+async def run(config: MicConfig) -> int:
+    """Campaign and work until SIGTERM or SIGINT; returns the exit code.
+
+    Source: aad-pod-identity cmd/mic/main.go. Losing the lead ends the work and not the process.
+
+    Raises:
+        ConfigurationError: a setting cannot be used, or a port is taken.
+    """
+    log.info("%s", installed().start_line("mic"))
+    for warning in config.warnings:
+        log.warning("%s", warning)
+    terminated = wait_for_termination(asyncio.get_running_loop())
+    term = _Term()
+    async with AsyncExitStack() as stack:
+        mic = await stack.enter_async_context(connected(config, os.environ))
+        probe = await start_probe(config.probe_port, lambda: term.active)
+        stack.push_async_callback(probe.stop, 0)
+        metrics = await start_metrics(config.metrics_port, mic.meter.render)
+        stack.push_async_callback(metrics.stop, 0)
+        log.info("initiating MIC Leader election")
+        leading = asyncio.create_task(mic.lock.lead(lambda: _serve_term(mic, term)), name="lead")
+        await end_first(terminated, {leading})
+        if terminated.done():
+            log.info("received %s, shutting down", terminated.result().name)
+    return 0
+
+
+async def _serve_term(mic: Mic, term: _Term) -> None:
+    mic.meter.count("mic_new_leader_election_count")
+    await mic.prepare()
+    term.active = True
+    log.info("sync thread started.")
+    try:
+        await mic.work()
+    finally:
+        term.active = False

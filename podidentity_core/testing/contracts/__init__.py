@@ -1,0 +1,14 @@
+"""The contracts of the ports, as pytest classes: fakes and real adapters pass the same ones, and so can others'."""
+
+from podidentity_core.testing.contracts.assignments import AssignmentStoreContract
+from podidentity_core.testing.contracts.cluster import ClusterReaderContract, ClusterWorld
+from podidentity_core.testing.contracts.events import EventSinkContract
+from podidentity_core.testing.contracts.leader import LeaderLockContract
+
+__all__ = [
+    "AssignmentStoreContract",
+    "ClusterReaderContract",
+    "ClusterWorld",
+    "EventSinkContract",
+    "LeaderLockContract",
+]
