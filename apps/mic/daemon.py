@@ -12,6 +12,7 @@ from apps.mic.flags import MicConfig
 from apps.running import end_first
 from apps.serving import start_metrics, start_probe, wait_for_termination
 from apps.version import installed
+from podidentity_core.errors import PodIdentityError
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,6 @@ async def run(config: MicConfig) -> int:
         stack.push_async_callback(probe.stop, 0)
         metrics = await start_metrics(config.metrics_port, mic.meter.render)
         stack.push_async_callback(metrics.stop, 0)
-        log.info("initiating MIC Leader election")
         leading = asyncio.create_task(mic.lock.lead(lambda: _serve_term(mic, term)), name="lead")
         await end_first(terminated, {leading})
         if terminated.done():
@@ -51,7 +51,10 @@ async def run(config: MicConfig) -> int:
 
 async def _serve_term(mic: Mic, term: _Term) -> None:
     mic.meter.count("mic_new_leader_election_count")
-    await mic.prepare()
+    try:
+        await mic.prepare()
+    except PodIdentityError as error:  # only other versions look for the mark; the next term tries again
+        log.warning("the type upgrade could not be recorded, error: %s", error)
     term.active = True
     log.info("sync thread started.")
     try:
