@@ -23,6 +23,7 @@ from apps.sandbox.hosts import Azure
 from apps.sandbox.imds import Imds, Machine
 from apps.sandbox.kube import Kube
 from apps.sandbox.limits import Limits
+from apps.sandbox.node import Nodes
 from apps.sandbox.options import TENANT, NodeSpec, Program, SandboxOptions, identity_id
 from apps.sandbox.resources import NODES
 from apps.sandbox.serving import Address, Listeners
@@ -36,9 +37,9 @@ class Sandbox:
     """An async context manager: inside it, everything answers on loopback addresses.
 
     *cluster* and *azure* are the state, for tests to look at and to change; *kube*, *arm*, *entra* and *imds* (by node)
-    the servers; *kube_url* (and over TLS *kube_tls_url*), *arm_url*, *entra_url*, *imds_urls* and *control_url* where they listen; *kubeconfig*,
-    *azure_json*, *environment_json* and *ca_file* the files for clients. *faults* makes things go wrong and has the
-    record of requests.
+    the servers; *kube_url*, *kube_tls_url*, *arm_url*, *entra_url*, *imds_urls* and *control_url* where they listen;
+    *kubeconfig*, *azure_json*, *environment_json* and *ca_file* the files for clients. *faults* makes things go wrong
+    and has the record of requests.
     """
 
     def __init__(self, options: SandboxOptions | None = None) -> None:
@@ -55,6 +56,7 @@ class Sandbox:
         self.imds_urls: dict[str, str] = {}
         self.node_addresses: dict[str, str] = {}
         self._listeners = Listeners()
+        self._nodes: Nodes | None = None
 
     async def __aenter__(self) -> Self:
         try:
@@ -96,8 +98,14 @@ class Sandbox:
             for crd in yaml.safe_load_all(path.read_text()):
                 self.cluster.create(crd)
         await self._listeners.start(context)
+        if self.options.run_pods:
+            self._nodes = Nodes(self.cluster, self.node_addresses, self.options.images)
+            self.kube.logs = self._nodes.log
+            self._nodes.start()
 
     async def _stop(self) -> None:
+        if self._nodes is not None:
+            await self._nodes.stop()
         self.azure.close()
         self.store.close()
         await self._listeners.stop()

@@ -34,7 +34,7 @@ class Listeners:
     def __init__(self) -> None:
         self._sockets: dict[bool, list[socket.socket]] = {False: [], True: []}
         self._applications: dict[Address, Application] = {}
-        self._running: list[tuple[uvicorn.Server, asyncio.Task[None], list[socket.socket]]] = []
+        self._running: list[tuple[uvicorn.Server, asyncio.Task[None]]] = []
 
     def bind(self, host: str = "127.0.0.1", *, tls: bool = False, port: int = 0) -> Address:
         """Reserve an address (port 0: a free one) and return it. Raises OSError."""
@@ -64,14 +64,13 @@ class Listeners:
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                timeout_graceful_shutdown=1,
                 **factory,
             )
             config.load()
             server = uvicorn.Server(config)
             server.lifespan = config.lifespan_class(config)
             await server.startup(sockets=sockets)
-            self._running.append((server, asyncio.create_task(server.main_loop()), sockets))
+            self._running.append((server, asyncio.create_task(server.main_loop())))
 
     async def stop(self) -> None:
         """Close all connections, running requests included, and all sockets."""
@@ -88,16 +87,18 @@ class Listeners:
             await reset(scope, receive)
 
 
-async def _stop(server: uvicorn.Server, loop: asyncio.Task[None], sockets: list[socket.socket]) -> None:
-    server.should_exit = True
-    await loop
+async def _stop(server: uvicorn.Server, clock: asyncio.Task[None]) -> None:
+    clock.cancel()
+    for listener in server.servers:
+        listener.close()
     for connection in tuple(server.server_state.connections):
         if (transport := connection.transport) is not None:
             transport.abort()
-    await asyncio.sleep(0)
-    for task in tuple(server.server_state.tasks):
+    await asyncio.sleep(0)  # watches and hanging requests see that, and end
+    tasks = tuple(server.server_state.tasks)
+    for task in tasks:
         task.cancel()
-    await server.shutdown(sockets=sockets)
+    await asyncio.gather(clock, *tasks, return_exceptions=True)
 
 
 async def reset(scope: Scope, receive: Receive) -> None:

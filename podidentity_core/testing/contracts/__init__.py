@@ -1,6 +1,14 @@
 """The contracts of the ports, as pytest classes: fakes and real adapters pass the same ones, and so can others'."""
 
 from podidentity_core.testing.contracts.assignments import AssignmentStoreContract
+from podidentity_core.testing.contracts.azure import (
+    HostIdentitiesContract,
+    HostWorld,
+    NodeTokenSourceContract,
+    NodeTokenWorld,
+    TokenSourceContract,
+    TokenWorld,
+)
 from podidentity_core.testing.contracts.cluster import ClusterReaderContract, ClusterWorld
 from podidentity_core.testing.contracts.events import EventSinkContract
 from podidentity_core.testing.contracts.leader import LeaderLockContract
@@ -10,5 +18,11 @@ __all__ = [
     "ClusterReaderContract",
     "ClusterWorld",
     "EventSinkContract",
+    "HostIdentitiesContract",
+    "HostWorld",
     "LeaderLockContract",
+    "NodeTokenSourceContract",
+    "NodeTokenWorld",
+    "TokenSourceContract",
+    "TokenWorld",
 ]

@@ -69,6 +69,10 @@ class FakeHosts:
         """Undo `refuse`."""
         self._refused.discard(resource)
 
+    def preempt(self, host: Host, resource: IdentityResource) -> None:
+        """Let somebody else put *resource* on *host*, by a write that begins now."""
+        self._write(host, self._hosts[host], frozenset({resource}), frozenset())
+
     def fail_next(self, error: Exception, *, after_write: bool = False) -> None:
         """Let the next call raise *error*; further ones queue up.
 
@@ -80,6 +84,10 @@ class FakeHosts:
         """What pods on *host* can use at this moment."""
         carried = self._hosts[host]
         return carried.listed if self._clock.monotonic_s() >= carried.settles_at_s else carried.usable
+
+    def listed(self, host: Host) -> frozenset[IdentityResource]:
+        """What *host* lists at this moment: ahead of what can be used, while a write is under way."""
+        return self._hosts[host].listed
 
     def has_system_assigned(self, host: Host) -> bool:
         """Whether *host* has its system-assigned identity."""
