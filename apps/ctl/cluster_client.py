@@ -90,8 +90,8 @@ class ClusterClient:
 async def _once(look: Callable[[], Awaitable[T | None]], what: str, within_s: float) -> T:
     try:
         async with asyncio.timeout(within_s):
-            while (found := await look()) is None:
-                await asyncio.sleep(_LOOK_S)  # noqa: ASYNC110 - what is awaited is in another process
+            while (found := await look()) is None:  # noqa: ASYNC110 - what is awaited is in another process
+                await asyncio.sleep(_LOOK_S)
             return found
     except TimeoutError:
         raise DemoFailed(f"{what} did not appear within {within_s:.0f} s") from None
