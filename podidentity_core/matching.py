@@ -15,10 +15,11 @@ from podidentity_core.reasons import Explanation, Reason, because
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """*binding* gives *identity* to a pod."""
+    """*binding* gives *identity* to a pod; *assignment* is the name of the AzureAssignedIdentity that says so."""
 
     identity: Identity
     binding: Binding
+    assignment: Key
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +50,14 @@ def matches(
     found: dict[Key, Match] = {}
     skipped: list[Explanation] = []
     for binding in candidates:
-        outcome = _consider(pod, binding, identities, namespaced)
-        if isinstance(outcome, Explanation):
-            skipped.append(outcome)
+        identity = _identity_for(pod, binding, identities, namespaced)
+        if isinstance(identity, Explanation):
+            skipped.append(identity)
             continue
-        name = Key(_assignment_namespace(outcome.identity, namespaced), outcome.identity.name)
-        if name not in found:
-            found[name] = outcome
-        elif found[name].identity.key != outcome.identity.key:
-            skipped.append(_name_taken(pod, outcome.identity, found[name].identity))
+        match = Match(identity, binding, assignment_key(pod.key, identity, namespaced=namespaced))
+        first = found.setdefault(match.assignment, match)
+        if first is not match and first.identity.key != identity.key:
+            skipped.append(_name_taken(pod, identity, first.identity))
     return Matches(tuple(found.values()), tuple(skipped))
 
 
@@ -71,13 +71,15 @@ def _obstacle(pod: Pod) -> Explanation | None:
     return None
 
 
-def _consider(pod: Pod, binding: Binding, identities: Mapping[Key, Identity], namespaced: bool) -> Match | Explanation:
+def _identity_for(
+    pod: Pod, binding: Binding, identities: Mapping[Key, Identity], namespaced: bool
+) -> Identity | Explanation:
     identity = identities.get(binding.identity_key)
     if identity is None:
         return because(Reason.IDENTITY_MISSING, binding=str(binding.key), identity=str(binding.identity_key))
     if (namespaced or identity.namespaced) and pod.namespace != identity.namespace:
         return because(Reason.OTHER_NAMESPACE, binding=str(binding.key), identity=str(identity.key), pod=str(pod.key))
-    return Match(identity, binding)
+    return identity
 
 
 def _name_taken(pod: Pod, identity: Identity, holder: Identity) -> Explanation:

@@ -111,11 +111,11 @@ class Identity:
     secret: Key | None = None
     ad_endpoint: str = ""
     origin: Any = field(default=None, compare=False, repr=False)
+    key: Key = field(init=False, compare=False, repr=False)
+    """Namespace and name."""
 
-    @property
-    def key(self) -> Key:
-        """Namespace and name."""
-        return Key(self.namespace, self.name)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", Key(self.namespace, self.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,16 +132,14 @@ class Binding:
     identity_name: str = ""
     selector: str = ""
     origin: Any = field(default=None, compare=False, repr=False)
+    key: Key = field(init=False, compare=False, repr=False)
+    """Namespace and name."""
+    identity_key: Key = field(init=False, compare=False, repr=False)
+    """The AzureIdentity it names, which lives in the binding's own namespace."""
 
-    @property
-    def key(self) -> Key:
-        """Namespace and name."""
-        return Key(self.namespace, self.name)
-
-    @property
-    def identity_key(self) -> Key:
-        """The AzureIdentity it names, which lives in the binding's own namespace."""
-        return Key(self.namespace, self.identity_name)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", Key(self.namespace, self.name))
+        object.__setattr__(self, "identity_key", Key(self.namespace, self.identity_name))
 
 
 class AssignmentState(Enum):

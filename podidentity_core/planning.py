@@ -17,11 +17,11 @@ content counts, so that it costs no write and no pod waits because of it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from podidentity_core.matching import Match, assignment_key, matches
+from podidentity_core.matching import Match, matches
 from podidentity_core.model import Assignment, Key, Pod
 from podidentity_core.reasons import Explanation, Reason, because
 from podidentity_core.resource_ids import Host, IdentityResource
@@ -88,8 +88,7 @@ def plan_pod(view: ClusterView, key: Key, *, namespaced: bool) -> PodPlan:
         return PodPlan(delete=tuple(sorted(stored.values(), key=_by_key)))
     steps = _Steps(skipped=list(found.skipped))
     for match in found.found:
-        name = assignment_key(key, match.identity, namespaced=namespaced)
-        _plan_match(view, pod, match, name, stored.pop(name, None), steps)
+        _plan_match(view, pod, match, stored.pop(match.assignment, None), steps)
     steps.delete.extend(stored.values())
     return steps.freeze()
 
@@ -107,7 +106,7 @@ class _Steps:
         return PodPlan(tuple(self.create), tuple(self.update), tuple(self.keep), delete, tuple(self.skipped))
 
 
-def _plan_match(view: ClusterView, pod: Pod, match: Match, name: Key, stored: Assignment | None, steps: _Steps) -> None:
+def _plan_match(view: ClusterView, pod: Pod, match: Match, stored: Assignment | None, steps: _Steps) -> None:
     if stored is not None and not stored.deleting and _says_the_same(stored, pod, match):
         steps.keep.append(stored)
         return
@@ -116,6 +115,7 @@ def _plan_match(view: ClusterView, pod: Pod, match: Match, name: Key, stored: As
         if stored is not None:
             steps.keep.append(stored)
         return
+    name = match.assignment
     wanted = Assignment(name.namespace, name.name, pod.key, pod.node, match.identity, match.binding)
     if stored is None:
         steps.create.append(wanted)
@@ -132,12 +132,7 @@ def _resource(assignment: Assignment) -> IdentityResource | None:
 
 
 def _says_the_same(stored: Assignment, pod: Pod, match: Match) -> bool:
-    return (
-        stored.node == pod.node
-        and stored.pod == pod.key
-        and stored.identity == match.identity
-        and stored.binding == match.binding
-    )
+    return stored.node == pod.node and stored.identity == match.identity and stored.binding == match.binding
 
 
 def _host_unknown(view: ClusterView, pod: Pod) -> Explanation:
@@ -175,7 +170,7 @@ class Planner:
         touched: set[Host] = set()
         for key in pods:
             fresh = plan_pod(self._view, key, namespaced=self._rules.namespaced)
-            claims = tuple(self._claims_of(fresh))
+            claims = self._claims_of(fresh)
             if (former := self._claims.get(key, ())) != claims:
                 touched.update(self._exchange(key, former, claims))
             if fresh == PodPlan():
@@ -219,29 +214,38 @@ class Planner:
             skipped=tuple(sorted((s for p in plans for s in p.skipped), key=lambda s: (s.code, s.facts))),
         )
 
-    def _claims_of(self, pod: PodPlan) -> Iterator[_Claim]:
-        for assignment in (*pod.create, *(update.wanted for update in pod.update), *pod.keep):
-            yield from self._claim(assignment, wanted=True)
-        for assignment in (*pod.delete, *(update.stored for update in pod.update)):
-            yield from self._claim(assignment, wanted=False)
+    def _claims_of(self, pod: PodPlan) -> tuple[_Claim, ...]:
+        claims: list[_Claim] = []
+        for assignment in pod.keep:
+            self._claim(assignment, claims, wanted=True)
+        for assignment in pod.create:
+            self._claim(assignment, claims, wanted=True)
+        for update in pod.update:
+            self._claim(update.wanted, claims, wanted=True)
+            self._claim(update.stored, claims, wanted=False)
+        for assignment in pod.delete:
+            self._claim(assignment, claims, wanted=False)
+        return tuple(claims)
 
-    def _claim(self, assignment: Assignment, *, wanted: bool) -> Iterator[_Claim]:
+    def _claim(self, assignment: Assignment, claims: list[_Claim], *, wanted: bool) -> None:
         host = self._view.host(assignment.node)
         resource = assignment.identity.host_resource
         if host is not None and resource is not None:
             immutable = assignment.identity.client_id.lower() in self._rules.immutable
-            yield _Claim(host, resource, wanted, assignment.preexisting or immutable)
+            claims.append(_Claim(host, resource, wanted, assignment.preexisting or immutable))
 
-    def _exchange(self, key: Key, former: Iterable[_Claim], claims: Iterable[_Claim]) -> Iterator[Host]:
+    def _exchange(self, key: Key, former: Sequence[_Claim], claims: Sequence[_Claim]) -> set[Host]:
         for claim in former:
             self._by_host[claim.host].take_back(key, claim)
-            yield claim.host
         for claim in claims:
-            self._by_host.setdefault(claim.host, _HostClaims()).make(key, claim)
-            yield claim.host
-        for claim in former:
-            if (left := self._by_host.get(claim.host)) is not None and not left.pods:
-                del self._by_host[claim.host]
+            if claim.host not in self._by_host:
+                self._by_host[claim.host] = _HostClaims()
+            self._by_host[claim.host].make(key, claim)
+        hosts = {claim.host for claim in (*former, *claims)}
+        for host in hosts:
+            if not self._by_host[host].pods:
+                del self._by_host[host]
+        return hosts
 
 
 class _HostClaims:
@@ -269,10 +273,9 @@ class _HostClaims:
         return HostNeeds(host, **{part: frozenset(count) for part, count in self._counts.items()})
 
 
-def _parts(claim: _Claim) -> Iterator[str]:
-    yield "needed" if claim.wanted else "leaving"
-    if claim.kept:
-        yield "kept"
+def _parts(claim: _Claim) -> tuple[str, ...]:
+    part = "needed" if claim.wanted else "leaving"
+    return (part, "kept") if claim.kept else (part,)
 
 
 T = TypeVar("T")

@@ -36,9 +36,12 @@ class IdentityResource:
         return self.text
 
 
+_NAME = r"[^/?#%\s\x00-\x1f]+"
+"""A subscription, a resource group (which may have dots, parentheses and letters of any script), or a host."""
+
 _IDENTITY = re.compile(
-    r"/subscriptions/[^/]+/resourcegroups/[^/]+/providers/Microsoft\.ManagedIdentity/userAssignedIdentities/[^/]+",
-    re.IGNORECASE,
+    rf"/subscriptions/{_NAME}/resourcegroups/{_NAME}"
+    r"/providers/microsoft\.managedidentity/userassignedidentities/[a-z0-9_-]+"
 )
 
 
@@ -51,7 +54,7 @@ def parse_identity_resource(text: str) -> IdentityResource:
     Raises:
         InvalidResourceId: with the form that is expected.
     """
-    if not _IDENTITY.fullmatch(text):
+    if not _IDENTITY.fullmatch(text.lower()):
         raise InvalidResourceId(
             f"invalid resource id: {text!r}, must match /subscriptions/<subid>/resourcegroups/<resourcegroup>"
             "/providers/Microsoft.ManagedIdentity/userAssignedIdentities/<name>"
@@ -98,8 +101,9 @@ class Host:
 
 
 _PROVIDER_ID = re.compile(
-    r"(?:azure://)?/subscriptions/(?P<subscription>[^/]+)/resourceGroups/(?P<group>[^/]+)/providers/Microsoft\.Compute/"
-    r"(?:virtualMachineScaleSets/(?P<set>[^/]+)/virtualMachines/[^/]+|virtualMachines/(?P<vm>[^/]+))/?",
+    rf"(?:azure://)?/subscriptions/(?P<subscription>{_NAME})/resourceGroups/(?P<group>{_NAME})"
+    rf"/providers/Microsoft\.Compute/(?:virtualMachineScaleSets/(?P<set>{_NAME})/virtualMachines/{_NAME}"
+    rf"|virtualMachines/(?P<vm>{_NAME}))/?",
     re.IGNORECASE,
 )
 

@@ -93,7 +93,8 @@ class ClusterView:
 
         A late event about the same object does not bring it back.
         """
-        self._deleted_uids.add(assignment.uid)
+        if assignment.uid:
+            self._deleted_uids.add(assignment.uid)
         return self._assignment(assignment.key, None)
 
     def apply(self, change: Change) -> set[Key]:
