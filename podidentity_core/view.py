@@ -93,6 +93,9 @@ class ClusterView:
 
         A late event about the same object does not bring it back.
         """
+        known = self.assignments.get(assignment.key)
+        if known is None or known.uid != assignment.uid:
+            return set()  # the watch was faster
         if assignment.uid:
             self._deleted_uids.add(assignment.uid)
         return self._assignment(assignment.key, None)

@@ -6,9 +6,11 @@ and a warm token must cost little more than an empty answer.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -22,6 +24,9 @@ from podidentity_core.services.tokens import Denied, Granted, TokenService
 from podidentity_core.token_request import TokenRequest, parse_query, redact
 
 log = logging.getLogger(__name__)
+
+CLIENT_GONE = 499
+"""What log and metric say when the client did not wait for the answer; nobody receives it."""
 
 Passthrough = Callable[[str, Scope, Send], Awaitable[int]]
 """Sends a request on to the real metadata service, at this path, and its answer back; returns the status."""
@@ -72,14 +77,14 @@ class MetadataEndpoint:
         self._clock = ports.clock
         self._meter = ports.meter
 
-    async def __call__(self, scope: Scope, _: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             return
         began_s = self._clock.monotonic_s()
         path = classify(scope["raw_path"].decode("latin-1"))
         if path.route is Route.TOKEN:
-            outcome = await self._token(scope, send)
+            outcome = await self._token(scope, receive, send)
             self._record(scope, path.canonical, outcome, self._clock.monotonic_s() - began_s)
             return
         refusal = self._refusal(path, scope)
@@ -95,20 +100,37 @@ class MetadataEndpoint:
         )
         await _send(send, denial(refusal))
 
-    async def _token(self, scope: Scope, send: Send) -> _Outcome:
+    async def _token(self, scope: Scope, receive: Receive, send: Send) -> _Outcome:
         request = self._request(scope)
         if isinstance(request, Explanation):
             return await self._deny(send, Denied(request), "")
         try:
-            result = await self._service.answer(_address(scope), request)
+            result = self._service.at_once(_address(scope), request) or await self._while_connected(
+                self._service.answer(_address(scope), request), receive
+            )
         except PodIdentityError as error:
             answer = failure(error)
             await _send(send, answer)
             return _Outcome(answer.status, resource=request.resource, detail=f"error={str(error)!r}")
+        if result is None:
+            return _Outcome(CLIENT_GONE, resource=request.resource, detail="error='the client hung up'")
         if isinstance(result, Denied):
             return await self._deny(send, result, request.resource)
         await _send(send, token_answer(result.token, self._clock.wall_s()))
         return _granted(result, request)
+
+    async def _while_connected(
+        self, answer: Coroutine[Any, Any, Granted | Denied], receive: Receive
+    ) -> Granted | Denied | None:
+        """Return the answer, or None when the client has hung up: then nothing more is done for it."""
+        answering = asyncio.ensure_future(answer)
+        leaving = asyncio.ensure_future(_hung_up(receive))
+        try:
+            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+            return answering.result() if answering.done() else None
+        finally:
+            answering.cancel()
+            leaving.cancel()
 
     async def _deny(self, send: Send, denied: Denied, resource: str) -> _Outcome:
         answer = denial(denied.explanation, retry_after_header=self._settings.retry_after_header)
@@ -164,6 +186,11 @@ class MetadataEndpoint:
             outcome.resource or "-",
             outcome.detail,
         )
+
+
+async def _hung_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _granted(granted: Granted, request: TokenRequest) -> _Outcome:

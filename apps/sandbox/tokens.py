@@ -1,4 +1,4 @@
-"""Access tokens of the sandbox: JWTs really signed (RS256) with a key made at start."""
+"""Access tokens of the sandbox: JWTs really signed (RS256) with a key of its own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import jwt
@@ -34,12 +35,15 @@ class Token:
 
 
 class TokenIssuer:
-    """Signs tokens and verifies its own. *now* is wall time in seconds."""
+    """Signs tokens and verifies its own, with a key made when first needed. *now* is wall time in seconds."""
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self.now = now
         self.key_id = uuid.uuid4().hex
-        self._key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+    @cached_property
+    def _key(self) -> rsa.RSAPrivateKey:
+        return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
     def issue(
         self, principal: Principal, audience: str, lifetime_s: int, version: str = "1.0", early_s: int = 0

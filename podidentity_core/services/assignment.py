@@ -214,7 +214,8 @@ class AssignmentService:
         self._stored(stored)
 
     async def _update(self, update: Update) -> None:
-        if (leaving := self._leaving(update)) is not None:
+        leaving = self._leaving(update)
+        if leaving is not None and leaving.key not in self._view.assignments:
             self._note(await self._ports.store.create(leaving))
         new = self._in_first_state(update.wanted)
         log.info("updating assigned id %s", new.key)

@@ -42,6 +42,14 @@ class TokenCache:
         self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
         self._calls: dict[Hashable, asyncio.Task[AccessToken]] = {}
 
+    def fresh(self, key: Hashable) -> AccessToken | None:
+        """Return the kept token for *key* if it needs no renewal yet."""
+        kept = self._kept.get(key)
+        if kept is None or self._clock.wall_s() >= kept.renew_at_s:
+            return None
+        self._kept.move_to_end(key)
+        return kept.token
+
     async def get(self, key: Hashable, fetch: Fetch) -> AccessToken:
         """Return the token for *key*, from the cache or through *fetch*; never an expired one.
 

@@ -14,7 +14,7 @@ from podidentity_core.model import Identity, IdentityKind, Pod
 from podidentity_core.node_view import SYNCED, NodeView
 from podidentity_core.ports import AccessToken, Clock, ClusterReader, NodeTokenSource, TokenSource
 from podidentity_core.reasons import Explanation, Reason, because
-from podidentity_core.selection import Deny, Patience, Serve, Wait, is_excepted, select
+from podidentity_core.selection import Decision, Deny, Patience, Serve, Wait, is_excepted, select
 from podidentity_core.services.token_cache import TokenCache
 from podidentity_core.services.waiting import wait_at_most
 from podidentity_core.token_request import TokenRequest
@@ -86,6 +86,22 @@ class TokenService:
         finally:
             await self._cache.close()
 
+    def at_once(self, address: str, request: TokenRequest) -> Granted | None:
+        """Answer if that takes neither a wait nor a call; None says: ask `answer`, which decides in the same way."""
+        pods = self._view.pods_at(address)
+        if len(pods) != 1:
+            return None
+        (pod,) = pods
+        if self._is_excepted(pod):
+            token, identity = self._cache.fresh(_node_key(request)), None
+        else:
+            decision = self._decide(pod, request, 0.0)
+            if not isinstance(decision, Serve):
+                return None
+            identity = decision.identity
+            token = self._cache.fresh(_identity_key(identity, request.resource))
+        return Granted(token, pod, identity) if token is not None else None
+
     async def answer(self, address: str, request: TokenRequest) -> Granted | Denied:
         """Decide on a request that came from *address*, wait if that helps, and fetch the token.
 
@@ -97,17 +113,10 @@ class TokenService:
         pod = await self._pod_at(address, began_s)
         if not isinstance(pod, Pod):
             return Denied(pod)
-        if is_excepted(pod, self._view.rules(), mic_namespace=self._settings.mic_namespace):
+        if self._is_excepted(pod):
             return Granted(await self._node_token(request), pod, None)
         while True:
-            decision = select(
-                pod,
-                self._view.assignments_of(pod.key),
-                request,
-                namespaced=self._settings.namespaced,
-                waited_s=self._ports.clock.monotonic_s() - began_s,
-                patience=self._settings.patience,
-            )
+            decision = self._decide(pod, request, self._ports.clock.monotonic_s() - began_s)
             match decision:
                 case Serve(identity):
                     return await self._token(pod, identity, request.resource)
@@ -119,6 +128,19 @@ class TokenService:
             if len(present) != 1 or present[0].uid != pod.uid:
                 return Denied(self._unknown(address))
             pod = present[0]
+
+    def _is_excepted(self, pod: Pod) -> bool:
+        return is_excepted(pod, self._view.rules(), mic_namespace=self._settings.mic_namespace)
+
+    def _decide(self, pod: Pod, request: TokenRequest, waited_s: float) -> Decision:
+        return select(
+            pod,
+            self._view.assignments_of(pod.key),
+            request,
+            namespaced=self._settings.namespaced,
+            waited_s=waited_s,
+            patience=self._settings.patience,
+        )
 
     async def _pod_at(self, address: str, began_s: float) -> Pod | Explanation:
         pods = self._view.pods_at(address)
@@ -153,11 +175,20 @@ class TokenService:
             return Denied(
                 because(Reason.UNSUPPORTED_KIND, identity=str(identity.key), kind=str(identity.kind.value)), pod
             )
-        key = (identity.kind, identity.client_id.lower(), identity.tenant_id, resource)
+        key = _identity_key(identity, resource)
         token = await self._cache.get(key, lambda: source.issue(identity, resource))
         return Granted(token, pod, identity)
 
     async def _node_token(self, request: TokenRequest) -> AccessToken:
-        key = ("node", request.selector, request.resource)
         source = self._ports.node_tokens
-        return await self._cache.get(key, lambda: source.issue_for_node(request.selector, request.resource))
+        return await self._cache.get(
+            _node_key(request), lambda: source.issue_for_node(request.selector, request.resource)
+        )
+
+
+def _identity_key(identity: Identity, resource: str) -> Hashable:
+    return (identity.kind, identity.client_id.lower(), identity.tenant_id, resource)
+
+
+def _node_key(request: TokenRequest) -> Hashable:
+    return ("node", request.selector, request.resource)
