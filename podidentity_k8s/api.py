@@ -11,6 +11,7 @@ import json
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -44,6 +45,20 @@ def _kept_alive(address: tuple[Any, ...]) -> socket.socket:
     return made
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    method: str
+    path: str
+    body: Any
+    timeout_s: float
+    content_type: str = JSON
+    query: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Accept": JSON} if self.body is None else {"Accept": JSON, "Content-Type": self.content_type}
+
+
 class Connection:
     """The connections of one process to its API server. Use it with `async with`."""
 
@@ -70,20 +85,18 @@ class Connection:
             await self._session.close()
             self._session = None
 
-    async def open(
-        self, method: str, path: str, *, query: Mapping[str, str], body: bytes | None, headers: Mapping[str, str]
-    ) -> aiohttp.ClientResponse:
+    async def open(self, request: _Request) -> aiohttp.ClientResponse:
         """Send a request and return the answer's head. The caller bounds the wait and closes the answer."""
         if self._session is None:
             raise RuntimeError("the connection is used outside of its `async with`")
         configuration = self._credentials.configuration
         authorization = await self._credentials.authorization()
         return await self._session.request(
-            method,
-            self._credentials.host + path,
-            params=query,
-            data=body,
-            headers={**headers, **({"Authorization": authorization} if authorization else {})},
+            request.method,
+            self._credentials.host + request.path,
+            params=request.query,
+            data=None if request.body is None else json.dumps(request.body).encode(),
+            headers={**request.headers, **({"Authorization": authorization} if authorization else {})},
             allow_redirects=False,  # the credentials are for this server alone
             proxy=configuration.proxy or None,
             server_hostname=configuration.tls_server_name or None,
@@ -107,48 +120,42 @@ class KubeApi:
 
     async def get(self, path: str, *, query: Mapping[str, str] | None = None, timeout_s: float = _CALL_S) -> bytes:
         """Read. A transient failure is repeated."""
-        return await self._repeated("GET", path, query=query or {}, body=None, content_type=JSON, timeout_s=timeout_s)
+        return await self._repeated(_Request("GET", path, None, timeout_s, query=query or {}))
 
     async def post(self, path: str, body: Any, *, timeout_s: float = _CALL_S) -> bytes:
         """Create. Repeated only when the server has said that it did nothing."""
-        return await self._repeated("POST", path, query={}, body=body, content_type=JSON, timeout_s=timeout_s)
+        return await self._repeated(_Request("POST", path, body, timeout_s))
 
     async def put(self, path: str, body: Any, *, timeout_s: float = _CALL_S) -> bytes:
         """Replace. Repeated on transient failures: the resource version in *body* makes a second write a `Conflict`."""
-        return await self._repeated("PUT", path, query={}, body=body, content_type=JSON, timeout_s=timeout_s)
+        return await self._repeated(_Request("PUT", path, body, timeout_s))
 
     async def patch(self, path: str, body: Any, *, content_type: str, timeout_s: float = _CALL_S) -> bytes:
         """Change a part. Repeated on transient failures, so *body* must say the same when it is applied twice."""
-        return await self._repeated("PATCH", path, query={}, body=body, content_type=content_type, timeout_s=timeout_s)
+        return await self._repeated(_Request("PATCH", path, body, timeout_s, content_type))
 
     async def delete(self, path: str, body: Any = None, *, timeout_s: float = _CALL_S) -> bytes:
         """Delete. Repeated on transient failures: the second time it may be `NotFound`."""
-        return await self._repeated("DELETE", path, query={}, body=body, content_type=JSON, timeout_s=timeout_s)
+        return await self._repeated(_Request("DELETE", path, body, timeout_s))
 
-    async def _repeated(
-        self, method: str, path: str, *, query: Mapping[str, str], body: Any, content_type: str, timeout_s: float
-    ) -> bytes:
-        raw = None if body is None else json.dumps(body).encode()
+    async def _repeated(self, request: _Request) -> bytes:
         backoff = Backoff(self._random, first_s=0.2, longest_s=2.0)
         while True:
             if self._limit is not None:
                 await self._limit.wait()
             try:
-                return await self._once(method, path, query, raw, content_type, timeout_s)
+                return await self._once(request)
             except TransientError as error:
-                pause_s = _pause_s(error, method, backoff.next_s())
+                pause_s = _pause_s(error, request.method, backoff.next_s())
                 if pause_s is None or backoff.attempt > self._retries:
                     raise
             await self._clock.sleep(pause_s)
 
-    async def _once(
-        self, method: str, path: str, query: Mapping[str, str], body: bytes | None, content_type: str, timeout_s: float
-    ) -> bytes:
-        headers = {"Accept": JSON} if body is None else {"Accept": JSON, "Content-Type": content_type}
-        action = f"{method} {path}"
+    async def _once(self, request: _Request) -> bytes:
+        action = f"{request.method} {request.path}"
         with translated(action):
-            async with asyncio.timeout(timeout_s):
-                answer = await self._connection.open(method, path, query=query, body=body, headers=headers)
+            async with asyncio.timeout(request.timeout_s):
+                answer = await self._connection.open(request)
                 async with answer:
                     content = await answer.read()
         _check(action, answer, content)
@@ -165,7 +172,7 @@ class KubeApi:
         action = f"GET {path}"
         with translated(action):
             async with asyncio.timeout(head_s):
-                answer = await self._connection.open("GET", path, query=query, body=None, headers={"Accept": JSON})
+                answer = await self._connection.open(_Request("GET", path, None, head_s, query=query))
             try:
                 async with asyncio.timeout(head_s):
                     refusal = await answer.read() if answer.status >= 300 else b""

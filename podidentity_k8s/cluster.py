@@ -35,7 +35,10 @@ class KubeCluster:
             Reflector(self._api, resource, clock=self._clock, random=self._random, pace=self._pace)
             for resource in self._resources
         ]
-        running = {asyncio.create_task(reflector.run(batches.put)) for reflector in reflectors}
+        running = {
+            asyncio.create_task(reflector.run(batches.put), name=f"watch {resource.path}")
+            for reflector, resource in zip(reflectors, self._resources, strict=True)
+        }
         running.add(asyncio.create_task(_report_synced(reflectors, batches)))
         try:
             while True:

@@ -35,7 +35,6 @@ _SAME_FOR_S = 600.0  # a repetition after a longer time is an event of its own, 
 _PER_S, _BURST = 10.0, 50
 _MESSAGE_CHARS = 1024  # the limit of the newer events API; kubectl shows no more than a line or two
 _NAME_CHARS = 253
-_FLUSH_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +63,15 @@ class _Written:
 
 
 class KubeEvents:
-    """The EventSink of a cluster. Use it with `async with`; at the end what still waits gets two seconds to go out.
+    """The EventSink of a cluster. Use it with `async with`; at the end what still waits gets *flush_s* to go out.
 
     *api* should have no rate limit that others share.
     """
 
-    def __init__(self, api: KubeApi, *, clock: Clock) -> None:
+    def __init__(self, api: KubeApi, *, clock: Clock, flush_s: float = 2.0) -> None:
         self._api = api
         self._clock = clock
+        self._flush_s = flush_s
         self._limit = RateLimit(_PER_S, burst=_BURST, clock=clock)
         self._waiting: asyncio.Queue[_Note] = asyncio.Queue(_WAITING)
         self._numbers = itertools.count()
@@ -88,7 +88,7 @@ class KubeEvents:
         if self._delivery is None:
             return
         with suppress(TimeoutError):
-            async with asyncio.timeout(_FLUSH_S):
+            async with asyncio.timeout(self._flush_s):
                 await self.delivered()
         self._delivery.cancel()
         await asyncio.wait({self._delivery})

@@ -111,15 +111,18 @@ class LeaseLock:
             }
             self._take(await self._api.post(self._collection, new, timeout_s=self._call_s), asked_s)
             return True
-        if not self._is_free(WireLease.model_validate_json(raw), asked_s):
+        lease = WireLease.model_validate_json(raw)
+        if not self._is_free(lease, asked_s):
             return False
         self._lease = json.loads(raw)
-        transitions = int((self._lease.get("spec") or {}).get("leaseTransitions") or 0) + 1
+        before = lease.spec
+        transitions = (before.transitions or 0) + (before.holder != self._holder)
         await self._write(self._spec(self._holder, transitions=transitions))
         return True
 
     def _is_free(self, lease: WireLease, asked_s: float) -> bool:
-        if not lease.spec.holder:
+        """Whether nobody holds the Lease, or we do (our work has ended, but we could not say so), or it is dead."""
+        if lease.spec.holder in ("", self._holder):
             return True
         version, since_s = self._seen
         if version != lease.metadata.resource_version:
@@ -154,10 +157,10 @@ class LeaseLock:
                     break
                 await self._renew()
                 pause_s = self._duration_s / 4
-            except Conflict:
+            except (Conflict, NotFound):
                 if not await self._is_still_ours():
                     break
-                continue
+                pause_s = self._duration_s / 15
             except PodIdentityError as error:
                 _log.warning("cannot renew the leader lease %s: %s", self._key, error)
                 pause_s = self._duration_s / 15
@@ -170,7 +173,7 @@ class LeaseLock:
         await self._write(self._spec(self._holder, transitions=spec["leaseTransitions"], acquired=spec["acquireTime"]))
 
     async def _is_still_ours(self) -> bool:
-        """Read the Lease after a conflict: a renewal may have been stored although its answer was lost."""
+        """Read the Lease that is not as we left it: a renewal may have been stored although its answer was lost."""
         try:
             self._lease = json.loads(await self._api.get(self._path, timeout_s=self._left_s()))
         except NotFound:

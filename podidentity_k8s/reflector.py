@@ -4,7 +4,7 @@
       ▲                                            │
       └───────────── pause ◀── too old (410) ◀─────┘
 
-Why our own: see docs/architecture.md; the client library's informer has no back-off, no bookmarks, no dead-peer check.
+The client library has an informer, but for threads only, and without back-off, bookmarks or a check for dead peers.
 """
 
 from __future__ import annotations

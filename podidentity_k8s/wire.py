@@ -219,12 +219,10 @@ class WireExceptionRule(Bare):
 
 
 class LeaseSpec(Wire):
-    """Who holds a lease. Times are as the server wrote them: only whether they change matters."""
+    """Who holds a lease, and for how long. Its times are for people: no clock is compared with another machine's."""
 
     holder: Text = Field(default="", alias="holderIdentity")
     duration_s: int | None = Field(default=None, alias="leaseDurationSeconds")
-    acquire_time: str | None = Field(default=None, alias="acquireTime")
-    renew_time: str | None = Field(default=None, alias="renewTime")
     transitions: int | None = Field(default=None, alias="leaseTransitions")
 
 

@@ -2,7 +2,7 @@
 # Section 1: a resource group, a container registry and an AKS cluster, and kubectl's way to it.
 # What exists already is kept. Takes five to ten minutes the first time.
 set -euo pipefail
-# shellcheck source=env.sh
+# shellcheck source-path=SCRIPTDIR source=env.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
 need az kubectl
 signed_in

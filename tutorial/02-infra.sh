@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Section 2: the images, MIC's rights in Azure, the four CRDs, MIC and NMI.
 set -euo pipefail
-# shellcheck source=env.sh
+# shellcheck source-path=SCRIPTDIR source=env.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
 need az kubectl
 signed_in

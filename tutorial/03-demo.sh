@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Section 3: an Azure identity, its AzureIdentity and AzureIdentityBinding, and a pod that uses it.
 set -euo pipefail
-# shellcheck source=env.sh
+# shellcheck source-path=SCRIPTDIR source=env.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
 need az kubectl
 signed_in

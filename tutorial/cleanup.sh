@@ -2,7 +2,7 @@
 # Takes back what the tutorial made, in the order in which it can: the demo first, while MIC is there to take the
 # identity off the nodes; then MIC and NMI; and with --azure also the cluster, the registry and the identity.
 set -euo pipefail
-# shellcheck source=env.sh
+# shellcheck source-path=SCRIPTDIR source=env.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
 need kubectl
 

@@ -81,7 +81,7 @@ def _checked_entries(entries: Any) -> Mapping[str, Any]:
     if not isinstance(entries, dict):
         raise invalid_request("Error converting 'identity.userAssignedIdentities' to a dictionary.")
     for entry, value in entries.items():
-        if not entry.startswith(("/subscriptions/", "/providers/")):
+        if not entry.lower().startswith(("/subscriptions/", "/providers/")):
             told = (
                 f"Property id '{entry}' at path '' is invalid. Expect fully qualified resource Id that start with "
                 "'/subscriptions/{subscriptionId}' or '/providers/{resourceProviderNamespace}/'."

@@ -21,7 +21,7 @@ from apps.sandbox.resources import DEPLOYMENTS, NODES, PODS
 from apps.sandbox.status import StatusError
 from apps.sandbox.store import Body, Stored, timestamp
 
-_STOP_S = 2.0  # what processes get between SIGTERM and SIGKILL when the sandbox ends
+_STOP_S = 1.0  # what processes get between SIGTERM and SIGKILL when the sandbox ends
 _READ_BYTES = 65_536
 
 

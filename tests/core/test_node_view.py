@@ -112,25 +112,6 @@ def test_an_assignment_that_is_gone_serves_nobody() -> None:
     assert [a.identity.name for a in view.assignments_of(WEB.key)] == ["b"]
 
 
-def test_a_late_farewell_does_not_take_the_successor_along() -> None:
-    """The reflector may report a deletion after it has seen the object of the same name that follows."""
-    view = NodeView()
-    view.apply(Seen(replace(assignment(), uid="new")))
-
-    view.apply(Gone(Assignment, assignment().key, "old"))
-
-    assert [a.uid for a in view.assignments_of(WEB.key)] == ["new"]
-
-
-def test_a_late_farewell_of_a_pod_does_not_take_its_successor_along() -> None:
-    view = NodeView()
-    view.apply(Seen(replace(WEB, uid="new")))
-
-    view.apply(Gone(Pod, WEB.key, "old"))
-
-    assert [p.uid for p in view.pods_at("10.0.0.7")] == ["new"]
-
-
 def test_exception_rules_come_and_go() -> None:
     view = NodeView()
     view.apply(Seen(exception_rule("a")))

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -39,12 +40,12 @@ class SteppedClock:
 
 
 class Relay:
-    """A TCP relay to *port*, in the middle of which the wire can be held (a dead peer) or cut."""
+    """A TCP relay to *port*, in the middle of which the wire can be held: a peer that is dead, and nobody is told."""
 
     def __init__(self, port: int) -> None:
         self._target = port
-        self._open = asyncio.Event()
-        self._open.set()
+        self._held = False
+        self._gates: list[asyncio.Event] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.port = 0
 
@@ -56,41 +57,57 @@ class Relay:
             yield self
         finally:
             server.close()
-            for task in self._tasks:
-                task.cancel()
+            self.cut()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def hold(self) -> None:
-        """From now on nothing comes through, and nobody is told."""
-        self._open.clear()
+    def hold(self, *, new_ones: bool = True) -> None:
+        """From now on nothing comes through the existing connections, nor through new ones if these are meant, too."""
+        self._held = new_ones
+        for gate in self._gates:
+            gate.clear()
 
-    def release(self) -> None:
-        """Let through what has waited, and what follows."""
-        self._open.set()
+    def cut(self) -> None:
+        """End the existing connections."""
+        for task in self._tasks:
+            task.cancel()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        gate = asyncio.Event()
+        if not self._held:
+            gate.set()
+        self._gates.append(gate)
         for source, sink in ((reader, far_writer), (far_reader, writer)):
-            task = asyncio.create_task(self._pump(source, sink))
+            task = asyncio.create_task(_pump(source, sink, gate))
             self._tasks.add(task)
-
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        try:
-            while data := await source.read(65536):
-                await self._open.wait()
-                sink.write(data)
-                await sink.drain()
-        except OSError:
-            pass
-        finally:
-            with suppress(OSError):
-                sink.close()
+            task.add_done_callback(self._tasks.discard)
 
 
-def kubeconfig_through(relay: Relay, kubeconfig: Path) -> Path:
-    """A copy of *kubeconfig* whose server is the relay."""
+async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter, gate: asyncio.Event) -> None:
+    try:
+        while data := await source.read(65536):
+            await gate.wait()
+            sink.write(data)
+            await sink.drain()
+    except OSError:
+        pass
+    finally:
+        with suppress(OSError):
+            sink.close()
+
+
+def server_port(kubeconfig: Path) -> int:
+    """The port of the API server that *kubeconfig* names."""
+    port: int | None = urlsplit(yaml.safe_load(kubeconfig.read_text())["clusters"][0]["cluster"]["server"]).port
+    assert port is not None
+    return port
+
+
+def kubeconfig_to(port: int, kubeconfig: Path, *, scheme: str = "") -> Path:
+    """A copy of *kubeconfig* whose server is at another port."""
     config = yaml.safe_load(kubeconfig.read_text())
-    config["clusters"][0]["cluster"]["server"] = f"http://127.0.0.1:{relay.port}"
-    copy = kubeconfig.with_name(f"through-{relay.port}")
+    cluster = config["clusters"][0]["cluster"]
+    cluster["server"] = f"{scheme or urlsplit(cluster['server']).scheme}://127.0.0.1:{port}"
+    copy = kubeconfig.with_name(f"kubeconfig-{port}")
     copy.write_text(yaml.safe_dump(config))
     return copy

@@ -12,11 +12,11 @@ from aiohttp import web
 
 from apps.sandbox.faults import Fault
 from apps.sandbox.sandbox import Sandbox
-from podidentity_core.errors import Conflict, NotFound, PermissionRefused, Throttled, TransientError
+from podidentity_core.errors import Conflict, NotFound, PermissionRefused, RefusedError, Throttled, TransientError
 from podidentity_k8s.api import JSON_PATCH, Connection, KubeApi
 from podidentity_k8s.config import load_credentials
 from podidentity_k8s.limits import RateLimit
-from tests.k8s.helpers import Relay, SteppedClock, kubeconfig_through
+from tests.k8s.helpers import Relay, SteppedClock, kubeconfig_to, server_port, until
 
 MAPS = "/api/v1/namespaces/default/configmaps"
 BODY = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}, "data": {"a": "b"}}
@@ -64,7 +64,8 @@ async def test_a_lasting_failure_is_told_after_three_attempts(
     with pytest.raises(TransientError, match=f"{method} {MAPS}/m"):
         await IDEMPOTENT[method](api)
 
-    assert len(sandbox.faults.seen("kube", method)) == 3
+    # The HTTP client itself sends an idempotent request again when a connection that it had kept turns out closed.
+    assert 3 <= len(sandbox.faults.seen("kube", method)) <= (3 if "status" in fault else 6)
 
 
 async def test_creating_is_not_repeated_when_nobody_knows_what_happened(sandbox: Sandbox, api: KubeApi) -> None:
@@ -135,9 +136,8 @@ async def test_a_server_that_never_answers_ends_with_the_time_out(sandbox: Sandb
 
 
 async def test_a_peer_that_died_in_the_middle_ends_with_the_time_out(sandbox: Sandbox) -> None:
-    port = int(sandbox.kube_url.rsplit(":", 1)[1])
-    async with Relay(port).running() as relay:
-        credentials = await load_credentials(str(kubeconfig_through(relay, sandbox.kubeconfig)))
+    async with Relay(server_port(sandbox.kubeconfig)).running() as relay:
+        credentials = await load_credentials(str(kubeconfig_to(relay.port, sandbox.kubeconfig)))
         async with Connection(credentials, user_agent="test") as connection:
             api = KubeApi(connection, clock=SteppedClock(), random=lambda: 1.0, retries=0)
             await api.get(MAPS)
@@ -149,7 +149,7 @@ async def test_a_peer_that_died_in_the_middle_ends_with_the_time_out(sandbox: Sa
 
 async def test_a_server_that_is_away_is_a_transient_error(sandbox: Sandbox) -> None:
     async with Relay(1).running() as relay:
-        credentials = await load_credentials(str(kubeconfig_through(relay, sandbox.kubeconfig)))
+        credentials = await load_credentials(str(kubeconfig_to(relay.port, sandbox.kubeconfig)))
     async with Connection(credentials, user_agent="test") as connection:
         api = KubeApi(connection, clock=SteppedClock(), random=lambda: 1.0)
 
@@ -186,7 +186,7 @@ async def test_a_burst_comes_back_with_time(stepped: SteppedClock) -> None:
 
 
 @pytest.fixture
-async def echo() -> AsyncIterator[str]:
+async def echo() -> AsyncIterator[int]:
     """A server that answers with the headers of the request, and redirects /moved."""
 
     async def answer(request: web.Request) -> web.Response:
@@ -200,15 +200,12 @@ async def echo() -> AsyncIterator[str]:
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    host, port = runner.addresses[0][:2]
-    yield f"http://{host}:{port}"
+    yield runner.addresses[0][1]
     await runner.cleanup()
 
 
-async def test_the_caller_says_who_it_is(echo: str, sandbox: Sandbox) -> None:
-    config = sandbox.kubeconfig.read_text().replace(sandbox.kube_url, echo)
-    sandbox.kubeconfig.write_text(config)
-    credentials = await load_credentials(str(sandbox.kubeconfig))
+async def test_the_caller_says_who_it_is(echo: int, sandbox: Sandbox) -> None:
+    credentials = await load_credentials(str(kubeconfig_to(echo, sandbox.kubeconfig, scheme="http")))
     async with Connection(credentials, user_agent="aad-pod-identity/MIC/v1") as connection:
         headers = json.loads(await KubeApi(connection, clock=SteppedClock(), random=lambda: 1.0).get("/x"))
 
@@ -217,18 +214,17 @@ async def test_the_caller_says_who_it_is(echo: str, sandbox: Sandbox) -> None:
     assert sandbox.token not in repr(credentials)
 
 
-async def test_a_redirect_is_not_followed_with_our_token(echo: str, sandbox: Sandbox) -> None:
-    sandbox.kubeconfig.write_text(sandbox.kubeconfig.read_text().replace(sandbox.kube_url, echo))
-    async with Connection(await load_credentials(str(sandbox.kubeconfig)), user_agent="test") as connection:
-        with pytest.raises(Exception, match="HTTP 302"):
+async def test_a_redirect_is_not_followed_with_our_token(echo: int, sandbox: Sandbox) -> None:
+    credentials = await load_credentials(str(kubeconfig_to(echo, sandbox.kubeconfig, scheme="http")))
+    async with Connection(credentials, user_agent="test") as connection:
+        with pytest.raises(RefusedError, match="HTTP 302"):
             await KubeApi(connection, clock=SteppedClock(), random=lambda: 1.0).get("/moved")
 
 
 async def test_many_calls_at_once_do_not_wait_for_a_free_connection(sandbox: Sandbox, api: KubeApi) -> None:
     sandbox.faults.add(Fault("kube", match="configmaps", action="hang", times=150))
     hanging = [asyncio.create_task(api.get(MAPS, timeout_s=30)) for _ in range(150)]
-    while len(sandbox.faults.active):
-        await asyncio.sleep(0.005)
+    await until(lambda: not sandbox.faults.active)
 
     await api.get("/api/v1/nodes", timeout_s=5)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from podidentity_core.model import Assignment, AssignmentState, IdentityKind, Key
+from podidentity_core.model import Assignment, AssignmentState, Identity, IdentityKind, Key
 from podidentity_core.testing import builders
 from podidentity_k8s.bodies import embedded_binding, embedded_identity, new_assignment, node_label, replacement
 from podidentity_k8s.convert import assignment_of, binding_of, identity_of
@@ -28,13 +28,13 @@ BINDING = {
 
 def planned() -> Assignment:
     identity = identity_of(IDENTITY)
-    assert not hasattr(identity, "explanation")
+    assert isinstance(identity, Identity)
     return Assignment(
         namespace="default",
         name="web-0-shop-web",
         pod=Key("shop", "web-0"),
         node="node-1",
-        identity=identity,  # type: ignore[arg-type]  # it is usable, as asserted
+        identity=identity,
         binding=binding_of(BINDING),
     )
 

@@ -1,0 +1,355 @@
+"""NMI's work: whose request it is, when it waits and when no longer, and what it never gets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+import pytest_asyncio
+
+from podidentity_core.errors import TokenRefused, TransientError
+from podidentity_core.model import Assignment, AssignmentState, IdentityKind, Pod, PodPhase, Thing
+from podidentity_core.reasons import Explanation, Reason, because
+from podidentity_core.selection import Patience
+from podidentity_core.services.tokens import Denied, Granted, TokenPorts, TokenService, TokenSettings
+from podidentity_core.testing.builders import assignment, client_id, exception_rule, identity, pod
+from podidentity_core.testing.clock import FakeClock, settle
+from podidentity_core.testing.fakes import FakeCluster, FakeTokens
+from podidentity_core.token_request import Selector, SelectorKind, TokenRequest
+
+ADDRESS = "10.0.0.7"
+VAULT = TokenRequest("https://vault.azure.net")
+WEB = pod(ips=(ADDRESS,))
+ASSIGNED = assignment(WEB)
+CREATED = assignment(WEB, state=AssignmentState.CREATED)
+
+
+def by_client(name: str) -> TokenRequest:
+    value = client_id(name)
+    return TokenRequest(VAULT.resource, Selector(SelectorKind.CLIENT_ID, value, value))
+
+
+class Node:
+    """A node with NMI on it, in a cluster that the test plays."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.cluster = FakeCluster()
+        self.tokens = FakeTokens(self.clock)
+        self.node_tokens = FakeTokens(self.clock)
+        self.work: list[asyncio.Task[None]] = []
+        self._make(namespaced=False)
+
+    def _make(self, *, namespaced: bool) -> None:
+        sources = {IdentityKind.USER_ASSIGNED: self.tokens}
+        ports = TokenPorts(self.cluster, sources, self.node_tokens, self.clock)
+        patience = Patience(absent_s=80, created_s=100)
+        self.service = TokenService(ports, TokenSettings("node-1", namespaced, "mic", patience))
+
+    async def start(self, *things: Thing, namespaced: bool = False) -> None:
+        self._make(namespaced=namespaced)
+        for thing in things:
+            self.cluster.put(thing)
+        self.work.append(asyncio.create_task(self.service.run()))
+        await settle()
+
+    async def ask(
+        self, request: TokenRequest = VAULT, address: str = ADDRESS, *, within_s: float = 0.0
+    ) -> Granted | Denied:
+        """Ask, and let the clock run until the answer is there, which must be at *within_s* exactly."""
+        return await self.answer(self.asking(request, address), within_s=within_s)
+
+    def asking(self, request: TokenRequest = VAULT, address: str = ADDRESS) -> asyncio.Task[Granted | Denied]:
+        return asyncio.create_task(self.service.answer(address, request))
+
+    async def answer(self, asked: asyncio.Task[Granted | Denied], *, within_s: float) -> Granted | Denied:
+        if within_s:
+            await self.clock.advance(within_s - 0.01)
+            assert not asked.done(), "the answer came early"
+            await self.clock.advance(0.01)
+        await settle()
+        assert asked.done(), "the answer is late"
+        return asked.result()
+
+
+@pytest_asyncio.fixture
+async def node() -> AsyncIterator[Node]:
+    node = Node()
+    yield node
+    for work in node.work:
+        work.cancel()
+    await asyncio.gather(*node.work, return_exceptions=True)
+    assert node.clock.next_wake_s() is None, "somebody still sleeps"
+    assert node.service._waiters == {}, "somebody still waits"
+
+
+def denied(answer: Granted | Denied) -> Explanation:
+    assert isinstance(answer, Denied)
+    return answer.explanation
+
+
+def granted(answer: Granted | Denied) -> str:
+    assert isinstance(answer, Granted)
+    return answer.identity.name if answer.identity else "the node"
+
+
+async def test_a_pod_gets_a_token_of_its_identity(node: Node) -> None:
+    await node.start(WEB, ASSIGNED)
+
+    answer = await node.ask()
+
+    assert isinstance(answer, Granted)
+    assert (answer.token.token, answer.pod, answer.identity) == ("token-1", WEB, identity())
+    assert node.tokens.calls == [(client_id("web"), VAULT.resource)]
+
+
+async def test_a_second_request_costs_no_second_call(node: Node) -> None:
+    await node.start(WEB, ASSIGNED)
+    first, second = await node.ask(), await node.ask()
+
+    assert first == second
+    assert len(node.tokens.calls) == 1
+
+
+async def test_two_pods_with_one_identity_cost_one_call(node: Node) -> None:
+    other = pod("other", ips=("10.0.0.8",))
+    await node.start(WEB, other, ASSIGNED, assignment(other))
+    await node.ask()
+    await node.ask(address="10.0.0.8")
+
+    assert len(node.tokens.calls) == 1
+
+
+async def test_each_resource_and_each_identity_has_a_token_of_its_own(node: Node) -> None:
+    await node.start(WEB, ASSIGNED, assignment(WEB, identity("db")))
+    for request in (by_client("db"), by_client("web"), replace(by_client("web"), resource="https://x")):
+        await node.ask(request)
+
+    assert len(node.tokens.calls) == 3
+
+
+@pytest.mark.parametrize(("state", "patience_s"), [(None, 80.0), (AssignmentState.CREATED, 100.0)])
+async def test_a_wait_ends_when_the_assignment_becomes_usable(
+    node: Node, state: AssignmentState | None, patience_s: float
+) -> None:
+    await node.start(WEB, *([replace(ASSIGNED, state=state)] if state else []))
+    asked = node.asking()
+    await node.clock.advance(patience_s - 1)
+    before = asked.done()
+
+    node.cluster.put(ASSIGNED)
+    await settle()
+
+    assert not before
+    assert granted(await asked) == "web"
+
+
+async def test_fifty_who_wait_are_answered_at_once_with_one_call(node: Node) -> None:
+    await node.start(WEB, CREATED)
+    asked = [node.asking() for _ in range(50)]
+    await node.clock.advance(5)
+    node.cluster.put(ASSIGNED)
+    await settle()
+
+    assert {granted(await one) for one in asked} == {"web"}
+    assert len(node.tokens.calls) == 1
+
+
+async def test_other_changes_do_not_end_a_wait(node: Node) -> None:
+    await node.start(WEB, CREATED)
+    asked = node.asking(by_client("web"))
+    await settle()
+    node.cluster.put(assignment(WEB, identity("db")))
+    node.cluster.put(assignment(pod("other")))
+    await settle()
+
+    assert not asked.done()
+    assert denied(await node.answer(asked, within_s=100)).reason is Reason.NOT_ASSIGNED_YET
+
+
+REFUSALS = {
+    "nothing": ([WEB], VAULT, 80, because(Reason.NO_IDENTITY, pod="default/web-0")),
+    "only Created": (
+        [WEB, CREATED],
+        VAULT,
+        100,
+        because(Reason.NOT_ASSIGNED_YET, pod="default/web-0", waited_s="100"),
+    ),
+    "another identity": (
+        [WEB, ASSIGNED],
+        by_client("db"),
+        80,
+        because(Reason.NO_SUCH_IDENTITY, pod="default/web-0", selector=str(by_client("db").selector)),
+    ),
+    "no client ID": (
+        [WEB, assignment(WEB, identity(client=""))],
+        VAULT,
+        0,
+        because(Reason.NO_CLIENT_ID, identity="default/web"),
+    ),
+    "a kind without a source": (
+        [WEB, assignment(WEB, identity(kind=IdentityKind.CERTIFICATE))],
+        VAULT,
+        0,
+        because(Reason.UNSUPPORTED_KIND, identity="default/web", kind="2"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("things", "request_", "within_s", "why"), REFUSALS.values(), ids=REFUSALS)
+async def test_a_pod_is_told_why_it_gets_no_token(
+    node: Node, things: list[Pod | Assignment], request_: TokenRequest, within_s: float, why: Explanation
+) -> None:
+    await node.start(*things)
+
+    answer = await node.ask(request_, within_s=within_s)
+
+    assert answer == Denied(why, WEB)
+    assert node.tokens.calls == []
+
+
+async def test_a_revoked_binding_ends_service_although_the_token_is_still_kept(node: Node) -> None:
+    await node.start(WEB, ASSIGNED)
+    granted(await node.ask())
+    node.cluster.remove(ASSIGNED)
+    await settle()
+
+    assert denied(await node.ask(within_s=80)).reason is Reason.NO_IDENTITY
+
+
+async def test_an_identity_on_its_way_out_is_served_no_longer(node: Node) -> None:
+    await node.start(WEB, ASSIGNED)
+    granted(await node.ask())
+    node.cluster.put(replace(ASSIGNED, state=AssignmentState.UNASSIGNED))
+    await settle()
+
+    assert denied(await node.ask(within_s=80)).reason is Reason.NO_IDENTITY
+
+
+async def test_a_reused_address_inherits_nothing(node: Node) -> None:
+    successor = pod("next", ips=(ADDRESS,))
+    await node.start(WEB, ASSIGNED)
+    granted(await node.ask())
+    node.cluster.remove(WEB)
+    node.cluster.put(successor)
+    await settle()
+
+    assert (await node.ask(within_s=80)) == Denied(because(Reason.NO_IDENTITY, pod="default/next"), successor)
+
+
+async def test_a_request_that_waits_is_not_answered_to_the_next_who_has_its_address(node: Node) -> None:
+    await node.start(WEB, CREATED)
+    asked = node.asking()
+    await settle()
+    node.cluster.remove(WEB)
+    node.cluster.put(pod("next", ips=(ADDRESS,)))
+    node.cluster.put(ASSIGNED)
+    await settle()
+
+    assert denied(await asked) == because(Reason.UNKNOWN_POD, address=ADDRESS, node="node-1")
+    assert node.tokens.calls == []
+
+
+async def test_an_unknown_address_is_refused_after_a_moment(node: Node) -> None:
+    await node.start(WEB, ASSIGNED)
+
+    answer = await node.ask(address="10.0.0.99", within_s=1.2)
+
+    assert answer == Denied(because(Reason.UNKNOWN_POD, address="10.0.0.99", node="node-1"))
+
+
+async def test_a_pod_that_becomes_known_meanwhile_is_served_at_once(node: Node) -> None:
+    await node.start(ASSIGNED)
+    asked = node.asking()
+    await node.clock.advance(1)
+    node.cluster.put(WEB)
+    await settle()
+
+    assert granted(await asked) == "web"
+
+
+async def test_before_everything_has_been_seen_a_request_waits_longer(node: Node) -> None:
+    node.cluster.put(ASSIGNED)
+    asked = node.asking()
+    await node.clock.advance(60)
+    before = (asked.done(), node.service.synced)
+    node.work.append(asyncio.create_task(node.service.run()))
+    node.cluster.put(WEB)
+    await settle()
+
+    assert (before, node.service.synced) == ((False, False), True)
+    assert asked.done()
+
+
+async def test_an_address_that_two_running_pods_claim_is_refused_until_one_has_ended(node: Node) -> None:
+    former = pod("former", ips=(ADDRESS,))
+    await node.start(former, WEB, ASSIGNED)
+
+    assert denied(await node.ask()) == because(Reason.AMBIGUOUS_POD, address=ADDRESS, node="node-1")
+    node.cluster.put(replace(former, phase=PodPhase.SUCCEEDED))
+    await settle()
+    assert granted(await node.ask()) == "web"
+
+
+async def test_a_pod_in_the_node_s_network_has_no_identity(node: Node) -> None:
+    await node.start(replace(WEB, host_network=True), ASSIGNED)
+
+    assert denied(await node.ask(within_s=1.2)).reason is Reason.UNKNOWN_POD
+
+
+async def test_namespaced_an_identity_serves_its_namespace_only(node: Node) -> None:
+    await node.start(WEB, assignment(WEB, identity(namespace="other")), namespaced=True)
+
+    assert denied(await node.ask(within_s=80)).reason is Reason.NO_IDENTITY
+
+
+EXCEPTED = {
+    "by a rule": [replace(WEB, labels={"app": "agent"}), exception_rule()],
+    "as MIC itself": [replace(WEB, namespace="mic", owner_replica_set="mic-abc123")],
+}
+
+
+@pytest.mark.parametrize("things", EXCEPTED.values(), ids=EXCEPTED)
+async def test_an_excepted_pod_gets_the_node_s_own_token_at_once(node: Node, things: list[Thing]) -> None:
+    await node.start(*things)
+
+    assert granted(await node.ask()) == "the node"
+    assert granted(await node.ask()) == "the node"
+    assert granted(await node.ask(by_client("web"))) == "the node"
+    assert node.node_tokens.calls == [("", VAULT.resource), (client_id("web"), VAULT.resource)]
+    assert node.tokens.calls == []
+
+
+async def test_a_rule_that_is_withdrawn_ends_the_exception_although_the_token_is_still_kept(node: Node) -> None:
+    await node.start(replace(WEB, labels={"app": "agent"}), exception_rule(), ASSIGNED)
+    granted(await node.ask())
+    node.cluster.remove(exception_rule())
+    await settle()
+
+    assert granted(await node.ask()) == "web"
+
+
+@pytest.mark.parametrize(
+    "error", [TransientError("IMDS is away"), TokenRefused("no", status=400, body=b"{}")], ids=["transient", "refused"]
+)
+async def test_what_the_token_service_says_reaches_the_caller(node: Node, error: Exception) -> None:
+    await node.start(WEB, ASSIGNED)
+    node.tokens.fail_next(error)
+    asked = node.asking()
+    await settle()
+
+    assert asked.exception() is error
+
+
+async def test_a_caller_who_leaves_leaves_nothing_behind(node: Node) -> None:
+    await node.start(WEB, CREATED)
+    asked = [node.asking(), node.asking(address="10.0.0.99")]
+    await settle()
+    for one in asked:
+        one.cancel()
+    await settle()
+
+    assert node.service._waiters == {}
+    assert node.clock.next_wake_s() is None

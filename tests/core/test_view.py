@@ -1,0 +1,196 @@
+"""The cluster as last seen: which pods a change concerns, and late news about assignments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pytest
+
+from podidentity_core.model import (
+    Assignment,
+    Binding,
+    Change,
+    ExceptionRule,
+    Gone,
+    Identity,
+    Key,
+    Node,
+    Pod,
+    Seen,
+    Synced,
+    Thing,
+    Unusable,
+)
+from podidentity_core.reasons import Reason, because
+from podidentity_core.testing.builders import (
+    assignment,
+    binding,
+    exception_rule,
+    identity,
+    node,
+    pod,
+    scale_set,
+    vm,
+)
+from podidentity_core.view import ClusterView
+
+WEB, DB = pod("web"), pod("db", label="db", node="node-2")
+LEFT = pod("left")
+"""A pod that is gone, while its assignment is still stored."""
+WORLD: tuple[Thing, ...] = (
+    WEB,
+    DB,
+    node("node-1"),
+    node("node-2"),
+    identity("web"),
+    identity("db"),
+    binding("web"),
+    binding("db", selector="db"),
+    assignment(WEB),
+    assignment(LEFT),
+)
+BAD = because(Reason.BAD_OBJECT, kind="X", name="x", problem="y")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A change to WORLD, and the pods that have to be planned again."""
+
+    change: Change
+    concerned: Sequence[Pod] = ()
+
+
+CASES = {
+    "the same pod": Case(Seen(WEB)),
+    "a new pod": Case(Seen(pod("new")), [pod("new")]),
+    "a pod of which something changed": Case(Seen(replace(WEB, uid="another")), [WEB]),
+    "a pod that is gone": Case(Gone(Pod, WEB.key), [WEB]),
+    "a pod that cannot be used": Case(Unusable(Pod, WEB.key, BAD), [WEB]),
+    "a pod that nobody knew is gone": Case(Gone(Pod, Key("a", "b"))),
+    "the same node": Case(Seen(node("node-1"))),
+    "a node on another host": Case(Seen(node("node-1", host=scale_set())), [WEB, LEFT]),
+    "a node without a host": Case(Seen(Node("node-1", None, "empty providerID")), [WEB, LEFT]),
+    "a node that nobody uses": Case(Seen(node("node-3"))),
+    "a node that is gone is still known": Case(Gone(Node, Key("", "node-1"))),
+    "an edit that changes no content": Case(Seen(replace(identity("web"), resource_version="7"))),
+    "an identity of which something changed": Case(Seen(replace(identity("web"), client_id="x")), [WEB]),
+    "an identity that is gone": Case(Gone(Identity, identity("web").key), [WEB]),
+    "an identity that cannot be used": Case(Unusable(Identity, identity("db").key, BAD), [DB]),
+    "an identity that no binding names": Case(Seen(identity("new"))),
+    "the same binding": Case(Seen(replace(binding("web"), resource_version="7"))),
+    "a binding of which something changed": Case(Seen(binding("web", identity_name="db")), [WEB]),
+    "a binding with another selector": Case(Seen(binding("web", selector="db")), [WEB, DB]),
+    "a new binding": Case(Seen(binding("more", selector="db")), [DB]),
+    "a new binding that selects nobody": Case(Seen(binding("more", selector="x"))),
+    "a binding that is gone": Case(Gone(Binding, binding("db").key), [DB]),
+    "an assignment that is gone": Case(Gone(Assignment, assignment(LEFT).key), [LEFT]),
+    "an assignment that changed its pod": Case(Seen(replace(assignment(LEFT), pod=DB.key)), [LEFT, DB]),
+    "an exception rule": Case(Seen(exception_rule())),
+    "an exception rule that is gone": Case(Gone(ExceptionRule, exception_rule().key)),
+    "all has been seen": Case(Synced()),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_the_pods_that_a_change_concerns(case: Case) -> None:
+    view = ClusterView.of(WORLD)
+
+    assert view.apply(case.change) == {concerned.key for concerned in case.concerned}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_change_that_comes_twice_concerns_nobody_anew(case: Case) -> None:
+    view = ClusterView.of(WORLD)
+    view.apply(case.change)
+    again = view.apply(case.change)
+
+    assert again <= {concerned.key for concerned in case.concerned if isinstance(case.change, Seen)}
+
+
+def test_it_concerns_pods_that_exist_or_have_an_assignment() -> None:
+    assert ClusterView.of(WORLD).concerned_pods() == {WEB.key, DB.key, LEFT.key}
+
+
+def test_the_host_of_a_node_that_is_gone_is_still_known() -> None:
+    view = ClusterView.of(WORLD)
+    view.apply(Gone(Node, Key("", "node-1")))
+
+    assert view.host("node-1") == vm("node-1")
+    assert view.host("node-9") is None
+
+
+def test_bindings_of_one_selector_are_sorted_by_namespace_and_name() -> None:
+    view = ClusterView.of([binding("b"), binding("a", namespace="z"), binding("a"), binding("c", selector="x")])
+
+    assert [str(found.key) for found in view.bindings_by_selector["web"]] == ["default/a", "default/b", "z/a"]
+
+
+def test_a_selector_without_bindings_takes_no_memory() -> None:
+    view = ClusterView.of([binding()])
+    view.apply(Gone(Binding, binding().key))
+
+    assert view.bindings_by_selector == {}
+
+
+class TestLateNews:
+    """MIC sees its own writes at once; what the watch says about them comes later."""
+
+    OLD, NEW = assignment(version=9), assignment(version=10)
+
+    def test_an_older_version_does_not_undo_a_write(self) -> None:
+        view = ClusterView.of([WEB, self.NEW])
+
+        assert view.apply(Seen(self.OLD)) == set()
+        assert view.assignments[self.NEW.key].resource_version == "10"
+
+    def test_a_newer_version_counts(self) -> None:
+        view = ClusterView.of([self.OLD])
+
+        assert view.apply(Seen(self.NEW)) == {self.NEW.pod}
+        assert view.assignments[self.NEW.key].resource_version == "10"
+
+    def test_another_object_of_the_name_counts_whatever_its_version(self) -> None:
+        view = ClusterView.of([self.NEW])
+        successor = replace(self.OLD, uid="another")
+
+        view.apply(Seen(successor))
+
+        assert view.assignments[self.NEW.key].uid == "another"
+
+    def test_what_we_have_deleted_does_not_come_back(self) -> None:
+        view = ClusterView.of([self.OLD])
+        view.mark_deleted(self.OLD)
+
+        assert view.apply(Seen(self.NEW)) == set()
+        assert view.assignments == {}
+
+    def test_what_we_have_deleted_is_forgotten_when_the_watch_says_so(self) -> None:
+        view = ClusterView.of([self.OLD])
+        view.mark_deleted(self.OLD)
+        view.apply(Gone(Assignment, self.OLD.key, self.OLD.uid))
+
+        assert view._deleted_uids == set()
+
+    def test_the_farewell_of_the_former_object_does_not_take_the_successor_along(self) -> None:
+        view = ClusterView.of([self.OLD])
+        view.mark_deleted(self.OLD)
+        view.apply(Seen(replace(self.NEW, uid="successor")))
+
+        assert view.apply(Gone(Assignment, self.OLD.key, self.OLD.uid)) == set()
+        assert view.assignments[self.OLD.key].uid == "successor"
+
+    @pytest.mark.parametrize("uid", ["", "uid-of-web-0-default-web"], ids=["without a uid", "with its uid"])
+    def test_the_farewell_of_this_object_counts(self, uid: str) -> None:
+        view = ClusterView.of([self.NEW])
+
+        assert view.apply(Gone(Assignment, self.NEW.key, uid)) == {self.NEW.pod}
+        assert view.assignments == {}
+
+    def test_a_farewell_that_comes_before_our_own_note_leaves_nothing_to_remember(self) -> None:
+        """The watch may be faster than the answer to our delete."""
+        view = ClusterView.of([self.OLD])
+        view.apply(Gone(Assignment, self.OLD.key, self.OLD.uid))
+        view.mark_deleted(self.OLD)
+
+        assert view._deleted_uids == set()
