@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
@@ -59,13 +60,17 @@ async def _coroutine(run: Callable[[C], Awaitable[int]], config: C) -> int:
     return await run(config)
 
 
-async def end_first(terminated: asyncio.Future[Any], tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Wait until a signal or one of *tasks* ends the daemon's work, and stop the rest. What broke is raised."""
-    running = set(tasks)
-    waiting: set[asyncio.Future[Any]] = {terminated, *running}
-    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    for task in running:
-        task.cancel()
-    for task in running:
-        with suppress(asyncio.CancelledError):
-            await task
+async def first_of(terminated: asyncio.Future[signal.Signals], *tasks: asyncio.Task[Any]) -> None:
+    """Return when a signal has come; raise what breaks a task before."""
+    await asyncio.wait((terminated, *tasks), return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        if task.done():
+            task.result()
+    log.info("received %s, shutting down", terminated.result().name)
+
+
+async def stopped(task: asyncio.Task[Any]) -> None:
+    """Cancel *task*, and return when it has ended."""
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

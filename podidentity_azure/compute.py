@@ -10,7 +10,7 @@ import json
 import ssl
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 import aiohttp
@@ -18,6 +18,7 @@ from azure.core import MatchConditions
 from azure.core.exceptions import (
     AzureError,
     ClientAuthenticationError,
+    DecodeError,
     DeserializationError,
     HttpResponseError,
     SerializationError,
@@ -83,7 +84,15 @@ class Compute:
         """Get *url*, whatever its status. Raises errors of the core when nobody answers."""
         with translated(f"follow the operation on {host}"):
             async with asyncio.timeout(CALL_LIMIT_S):
-                return _of_response(await self._client(host).send_request(HttpRequest("GET", url)))
+                return _of_response(await self._get(host, url))
+
+    async def _get(self, host: Host, url: str) -> AsyncHttpResponse:
+        try:
+            return await self._client(host).send_request(HttpRequest("GET", url))
+        except DecodeError as error:
+            if error.response is None:
+                raise
+            return cast("AsyncHttpResponse", error.response)  # its status counts, whatever the body is
 
     def url(self, host: Host) -> str:
         """Return the address of the host itself."""
@@ -126,16 +135,29 @@ def _answer(pipeline_response: Any, _deserialized: object, _headers: object) -> 
 
 def _of_response(response: AsyncHttpResponse) -> Answer:
     headers = {name.lower(): value for name, value in response.headers.items()}
-    return Answer(response.status_code, headers, _body(response))
+    body = _object(response.text())
+    if body is None and response.status_code in (200, 201):
+        # A proxy's page, for example: no news of the host, and no end of an operation.
+        raise DecodeError("the answer is no JSON object", response=response)
+    return Answer(response.status_code, headers, body or {})
 
 
-def _body(response: AsyncHttpResponse) -> dict[str, Any]:
-    """The JSON object in the answer. What a proxy or a dying server says in other forms is no object: empty."""
+def _object(text: str) -> dict[str, Any] | None:
     try:
-        body = response.json()
-    except (ValueError, AzureError):
-        return {}
-    return body if isinstance(body, dict) else {}
+        body = json.loads(text)
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) else None
+
+
+_VENDOR_ERRORS = (
+    AzureError,
+    SerializationError,
+    DeserializationError,
+    aiohttp.ClientError,
+    json.JSONDecodeError,  # of a success: the SDK lets it through
+    TimeoutError,
+)
 
 
 @contextmanager
@@ -143,13 +165,15 @@ def translated(action: str, sent: Collection[IdentityResource] = ()) -> Iterator
     """Turn whatever the SDK raises into errors of the core; the original stays as their cause."""
     try:
         yield
-    except (AzureError, SerializationError, DeserializationError, aiohttp.ClientError, TimeoutError) as error:
+    except _VENDOR_ERRORS as error:
         raise _translation(error, action, sent) from error
 
 
 def _translation(error: Exception, action: str, sent: Collection[IdentityResource]) -> PodIdentityError:
     if isinstance(error, SerializationError):
         return RefusedError(f"{action}: {error}")
+    if isinstance(error, TimeoutError):
+        return TransientError(f"{action}: no answer within {CALL_LIMIT_S:.0f} s")
     fault = _fault(error)
     if fault is None:
         return TransientError(f"{action}: {type(error).__name__}: {error}")
@@ -164,7 +188,7 @@ def _fault(error: BaseException | None) -> Fault | None:
         if isinstance(error, HttpResponseError) and error.response is not None and error.status_code is not None:
             headers = {name.lower(): value for name, value in getattr(error.response, "headers", {}).items()}
             return Fault.of_body(
-                _error_body(error),
+                _object(_text(error)),
                 status=error.status_code,
                 retry_after_s=retry_after_s(headers),
                 default=error.message,
@@ -173,8 +197,8 @@ def _fault(error: BaseException | None) -> Fault | None:
     return None
 
 
-def _error_body(error: HttpResponseError) -> object:
+def _text(error: HttpResponseError) -> str:
     try:
-        return json.loads(error.response.text()) if error.response is not None else None
-    except (ValueError, AzureError):
-        return None
+        return error.response.text() if error.response is not None else ""
+    except AzureError:  # the body was not read
+        return ""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from podidentity_azure.cloud import AzureConfig
 from podidentity_azure.credentials import open_credential
-from podidentity_azure.errors import Fault, core_error
+from podidentity_azure.errors import core_error
 from podidentity_azure.identity_block import Block, attached_identities, identity_patches, unsettled
 from podidentity_azure.operations import Answer, Follower, in_progress, state_of
 from podidentity_azure.transport import ca_bundle, tls_context
@@ -172,9 +172,9 @@ class _ComputeHosts:
         if not in_progress(now.body) or _is_deleting(now):
             return now
         fault, last = await self._follower(host).follow(now)
-        if last is None or (fault is not None and fault.status is not None):
-            raise core_error(fault or Fault(None, "", "nothing is known of it"), f"get {host}")
-        return last
+        if fault is not None and fault.status is not None:
+            raise core_error(fault, f"get {host}")
+        return last or now  # that somebody's write failed is in the host's state
 
     def _follower(self, host: Host) -> Follower:
         return Follower(lambda url: self._compute.ask(host, url), self._clock, self._compute.url(host))

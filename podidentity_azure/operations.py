@@ -69,14 +69,16 @@ def polls_left(headers: Mapping[str, str]) -> int | None:
 
 
 def in_progress(body: Mapping[str, Any]) -> bool:
-    """Whether *body*, of an operation or of a resource, speaks of something that has not ended."""
-    return state_of(body) not in ("succeeded", "failed", "canceled")
+    """Whether *body*, of a resource, speaks of a change that has not ended."""
+    return state_of(body) not in _ENDED
 
 
 def state_of(body: Mapping[str, Any]) -> str:
-    """Return the state that *body* is in, in lower case; a resource that names none is done."""
-    state = body.get("status") or (body.get("properties") or {}).get("provisioningState") or "Succeeded"
-    return str(state).lower()
+    """Return the state of the resource in *body*, in lower case; one that names none is at rest."""
+    return str((body.get("properties") or {}).get("provisioningState") or "Succeeded").lower()
+
+
+_ENDED = ("succeeded", "failed", "canceled")
 
 
 Ask = Callable[[str], Awaitable[Answer]]
@@ -98,7 +100,8 @@ class Follower:
         Raises:
             TransientError: when it cannot be followed: polls keep failing, or it takes longer than 15 minutes.
         """
-        url = started.headers.get("azure-asyncoperation") or started.headers.get("location") or self._resource_url
+        operation_url = started.headers.get("azure-asyncoperation", "")
+        url = operation_url or started.headers.get("location") or self._resource_url
         if url == self._resource_url and not in_progress(started.body):
             return None, None
         begun_s, latest = self._clock.monotonic_s(), started
@@ -111,8 +114,10 @@ class Follower:
             if answer.status in (401, 403, 404, 410) and url != self._resource_url:
                 # The operation lies outside the resource: the right to change a host is no right to follow the change.
                 url = self._resource_url
-            elif _has_ended(answer):
-                return _fault(answer), answer if url == self._resource_url else None
+                continue
+            state = _operation_state(answer.body) if url == operation_url else state_of(answer.body)
+            if _has_ended(answer, state):
+                return _fault(answer, state), answer if url == self._resource_url else None
         raise TransientError(f"the operation did not end within {OPERATION_LIMIT_S:.0f} s")
 
     def _wait_s(self, latest: Answer, elapsed_s: float, url: str) -> float:
@@ -136,15 +141,19 @@ class Follower:
         return answer
 
 
-def _has_ended(answer: Answer) -> bool:
+def _operation_state(body: Mapping[str, Any]) -> str:
+    """An operation names its state; whatever does not is not its end."""
+    return str(body.get("status") or "").lower()
+
+
+def _has_ended(answer: Answer, state: str) -> bool:
     """Whether there is nothing to wait for: a final state, or a refusal of the poll itself."""
     if answer.status >= 400:
         return answer.status < 500 and answer.status not in (408, 429)
-    return answer.status != 202 and not in_progress(answer.body)
+    return answer.status != 202 and state in _ENDED
 
 
-def _fault(answer: Answer) -> Fault | None:
-    state = state_of(answer.body)
+def _fault(answer: Answer, state: str) -> Fault | None:
     if answer.status >= 400:
         return Fault.of_body(answer.body, status=answer.status, default=f"the poll was answered {answer.status}")
     return None if state == "succeeded" else Fault.of_body(answer.body, default=f"the operation ended as {state}")

@@ -30,7 +30,9 @@ from podidentity_core.view import ClusterView
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How the operator wants it. *immutable* are client IDs in lower case that never leave a host."""
+    """How the operator wants it. *immutable* are client IDs and resource IDs, in lower case, that never
+    leave a host.
+    """
 
     namespaced: bool = False
     immutable: frozenset[str] = frozenset()
@@ -57,13 +59,16 @@ class PodPlan:
 
 @dataclass(frozen=True, slots=True)
 class HostNeeds:
-    """What the assignments say about one host: *needed* must be on it, *leaving* may go if nobody needs it.
+    """What the assignments say about one host.
 
-    *kept* are never removed: somebody else put them there, or the operator declared them immutable.
+    *needed* must be on it, for stored assignments; *planned* will be, once their assignments are stored; *leaving* may
+    go if nobody needs it. *kept* are never removed: somebody else put them there, or the operator declared them
+    immutable.
     """
 
     host: Host
     needed: frozenset[IdentityResource] = frozenset()
+    planned: frozenset[IdentityResource] = frozenset()
     leaving: frozenset[IdentityResource] = frozenset()
     kept: frozenset[IdentityResource] = frozenset()
 
@@ -119,12 +124,14 @@ def _plan_match(view: ClusterView, pod: Pod, match: Match, stored: Assignment | 
     wanted = Assignment(name.namespace, name.name, pod.key, pod.node, match.identity, match.binding)
     if stored is None:
         steps.create.append(wanted)
-    elif stored.deleting:
+        return
+    same_place = view.host(stored.node) == view.host(pod.node) and _resource(stored) == _resource(wanted)
+    wanted = replace(wanted, preexisting=stored.preexisting and same_place)
+    if stored.deleting:
         steps.delete.append(stored)
         steps.create.append(wanted)
     else:
-        same_place = view.host(stored.node) == view.host(pod.node) and _resource(stored) == _resource(wanted)
-        steps.update.append(Update(stored, replace(wanted, preexisting=stored.preexisting and same_place)))
+        steps.update.append(Update(stored, wanted))
 
 
 def _resource(assignment: Assignment) -> IdentityResource | None:
@@ -151,7 +158,7 @@ class _Claim:
 
     host: Host
     resource: IdentityResource
-    wanted: bool
+    part: str
     kept: bool
 
 
@@ -217,22 +224,23 @@ class Planner:
     def _claims_of(self, pod: PodPlan) -> tuple[_Claim, ...]:
         claims: list[_Claim] = []
         for assignment in pod.keep:
-            self._claim(assignment, claims, wanted=True)
+            self._claim(assignment, "needed", claims)
         for assignment in pod.create:
-            self._claim(assignment, claims, wanted=True)
+            self._claim(assignment, "planned", claims)
         for update in pod.update:
-            self._claim(update.wanted, claims, wanted=True)
-            self._claim(update.stored, claims, wanted=False)
+            self._claim(update.wanted, "planned", claims)
+            self._claim(update.stored, "leaving", claims)
         for assignment in pod.delete:
-            self._claim(assignment, claims, wanted=False)
+            self._claim(assignment, "leaving", claims)
         return tuple(claims)
 
-    def _claim(self, assignment: Assignment, claims: list[_Claim], *, wanted: bool) -> None:
+    def _claim(self, assignment: Assignment, part: str, claims: list[_Claim]) -> None:
         host = self._view.host(assignment.node)
         resource = assignment.identity.host_resource
         if host is not None and resource is not None:
-            immutable = assignment.identity.client_id.lower() in self._rules.immutable
-            claims.append(_Claim(host, resource, wanted, assignment.preexisting or immutable))
+            immutable = self._rules.immutable
+            kept = assignment.identity.client_id.lower() in immutable or resource.key in immutable
+            claims.append(_Claim(host, resource, part, assignment.preexisting or kept))
 
     def _exchange(self, key: Key, former: Sequence[_Claim], claims: Sequence[_Claim]) -> set[Host]:
         for claim in former:
@@ -255,6 +263,7 @@ class _HostClaims:
         self.pods: Counter[Key] = Counter()
         self._counts: dict[str, Counter[IdentityResource]] = {
             "needed": Counter(),
+            "planned": Counter(),
             "leaving": Counter(),
             "kept": Counter(),
         }
@@ -274,8 +283,7 @@ class _HostClaims:
 
 
 def _parts(claim: _Claim) -> tuple[str, ...]:
-    part = "needed" if claim.wanted else "leaving"
-    return (part, "kept") if claim.kept else (part,)
+    return (claim.part, "kept") if claim.kept else (claim.part,)
 
 
 T = TypeVar("T")

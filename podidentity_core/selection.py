@@ -75,7 +75,8 @@ def select(
     ]
     ready = [assignment for assignment in fitting if assignment.state in _READY]
     if ready:
-        return _serve(min(ready, key=lambda assignment: assignment.key).identity)
+        # One without a client ID is broken, and does not stand in the way of others.
+        return _serve(min(ready, key=lambda assignment: (not assignment.identity.client_id, assignment.key)).identity)
     left_s = (patience.created_s if fitting else patience.absent_s) - waited_s
     if left_s > 0:
         return Wait(left_s)
@@ -119,7 +120,7 @@ def is_excepted(pod: Pod, rules: Iterable[ExceptionRule], *, mic_namespace: str)
     One label of a rule is enough; its value is compared without regard to case (pkg/pod/pod.go:99). MIC is the pod
     of a ReplicaSet that a Deployment named `mic` made, and not, as in the original, of any whose name begins so.
     """
-    if pod.namespace == mic_namespace and _MIC_REPLICA_SET.fullmatch(pod.owner_replica_set):
+    if pod.namespace.lower() == mic_namespace.lower() and _MIC_REPLICA_SET.fullmatch(pod.owner_replica_set):
         return True
     return any(
         key in pod.labels and pod.labels[key].lower() == value.lower()

@@ -17,10 +17,10 @@ was never assigned again; one in `Created` never left the host).
 from __future__ import annotations
 
 from collections.abc import Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
 
-from podidentity_core.model import Assignment, AssignmentState, Key
+from podidentity_core.model import Assignment, AssignmentState
 from podidentity_core.planning import HostNeeds
 from podidentity_core.resource_ids import IdentityResource
 
@@ -34,40 +34,6 @@ class Next(Enum):
     WAIT = auto()
 
 
-@dataclass(slots=True)
-class HostRecord:
-    """What MIC knows of one host between two looks at it.
-
-    *usable* are the identities that pods there can use; None until the host was read. *foreign* are those that
-    somebody else put there: assignments that find theirs among them are marked, and never remove it. *undecided* are
-    assignments that were stored before anybody knew whether theirs was there already.
-    """
-
-    usable: frozenset[IdentityResource] | None = None
-    foreign: frozenset[IdentityResource] = field(default_factory=frozenset)
-    undecided: set[Key] = field(default_factory=set)
-
-    def learn(self, attached: frozenset[IdentityResource], ours: Set[IdentityResource]) -> None:
-        """Take in what the host carries. *ours* are the identities that stored assignments say MIC put there."""
-        news = attached - (self.usable or frozenset())
-        self.foreign = ((self.foreign | news) & attached) - ours
-        self.usable = attached
-
-    def begin(self, remove: Set[IdentityResource]) -> None:
-        """A write begins: what it removes may be unusable from now on."""
-        if self.usable is not None:
-            self.usable -= remove
-
-    def end(self, attached: frozenset[IdentityResource], added: Set[IdentityResource]) -> None:
-        """A write has ended, and the host carries *attached*; *added* are there because of us."""
-        self.foreign = (self.foreign & attached) - added
-        self.usable = attached
-
-    def forget(self) -> None:
-        """Nothing is certain any more, e.g. because the answer to a write was lost: look before the next step."""
-        self.usable = None
-
-
 @dataclass(frozen=True, slots=True)
 class HostChange:
     """One write to a host."""
@@ -77,6 +43,45 @@ class HostChange:
 
     def __bool__(self) -> bool:
         return bool(self.add or self.remove)
+
+
+@dataclass(slots=True)
+class HostRecord:
+    """What MIC knows of one host between two looks at it.
+
+    *usable* are the identities that pods there can use; None while that is not known. *foreign* are those that
+    somebody else put there: assignments that find theirs among them are marked, and never remove it. *ours* are the
+    rest. *stale*: look again before the next change.
+    """
+
+    usable: frozenset[IdentityResource] | None = None
+    foreign: frozenset[IdentityResource] = frozenset()
+    ours: frozenset[IdentityResource] = frozenset()
+    stale: bool = True
+
+    def learn(self, attached: frozenset[IdentityResource], claimed: Set[IdentityResource]) -> None:
+        """Take in what the host carries. *claimed* are the identities that stored assignments say MIC put there."""
+        self.ours = attached & (self.ours | claimed)
+        self.foreign = attached - self.ours
+        self.usable = attached
+        self.stale = False
+
+    def begin(self, change: HostChange) -> None:
+        """A write begins: what it removes may be unusable from now on, and what it adds is there because of us."""
+        if self.usable is not None:
+            self.usable -= change.remove
+        self.ours |= change.add
+
+    def end(self, attached: frozenset[IdentityResource]) -> None:
+        """A write has ended, and the host carries *attached*."""
+        self.ours &= attached
+        self.foreign = attached - self.ours
+        self.usable = attached
+
+    def forget(self) -> None:
+        """Nothing is certain any more, since the answer to a write was lost: look before the next step."""
+        self.usable = None
+        self.stale = True
 
 
 def next_for_wanted(assignment: Assignment, usable: Set[IdentityResource] | None) -> Next:
@@ -92,18 +97,19 @@ def next_for_wanted(assignment: Assignment, usable: Set[IdentityResource] | None
 def next_for_unwanted(assignment: Assignment, needs: HostNeeds | None, usable: Set[IdentityResource] | None) -> Next:
     """What an assignment may do whose pod, binding or identity is gone. *needs* is None when the host is gone."""
     resource = assignment.identity.host_resource
-    if resource is None or needs is None or not _may_leave(resource, needs):
+    if resource is None or needs is None or resource in needs.needed or resource in needs.kept:
         return Next.RELEASE
+    if resource in needs.planned:
+        return Next.WAIT  # until the assignment that takes over is stored, somebody must remember the identity
     return Next.WAIT if usable is None or resource in usable else Next.RELEASE
 
 
 def host_change(
     needs: HostNeeds, usable: Set[IdentityResource], *, refused: Set[IdentityResource] = frozenset()
 ) -> HostChange:
-    """What one write must do to the host. *refused* are identities that Azure has just refused there."""
-    leaving = frozenset(resource for resource in needs.leaving if _may_leave(resource, needs))
-    return HostChange(add=needs.needed - usable - refused, remove=leaving & usable)
+    """What one write must do to the host. *refused* are identities that Azure has just refused there.
 
-
-def _may_leave(resource: IdentityResource, needs: HostNeeds) -> bool:
-    return resource not in needs.needed and resource not in needs.kept
+    Nothing is added for an assignment that is only planned: after a crash nobody would know whose it was.
+    """
+    leaving = needs.leaving - needs.needed - needs.planned - needs.kept
+    return HostChange(add=needs.needed - usable - refused, remove=(leaving & usable) - refused)

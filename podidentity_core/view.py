@@ -55,6 +55,7 @@ class ClusterView:
         self.bindings_by_selector: dict[str, tuple[Binding, ...]] = {}
         self.synced = False
         self._hosts: dict[str, Node] = {}
+        self._nodes: set[str] = set()
         self._pods_by_label: _Index[str] = _Index()
         self._pods_by_node: _Index[str] = _Index()
         self._bindings_by_identity: _Index[Key] = _Index()
@@ -79,6 +80,10 @@ class ClusterView:
         """The VM or scale set behind *node*; None when it is not known."""
         found = self._hosts.get(node)
         return found.host if found else None
+
+    def has_node(self, name: str) -> bool:
+        """Whether the node exists now."""
+        return name in self._nodes
 
     def assignments_of(self, pod: Key) -> Iterator[Assignment]:
         """Stored assignments of a pod, whether or not the pod exists."""
@@ -149,7 +154,11 @@ class ClusterView:
 
     def _node(self, key: Key, new: Node | None) -> set[Key]:
         old = self._hosts.get(key.name)
-        if new is None or old == new:
+        if new is None:
+            self._nodes.discard(key.name)
+            return set()
+        self._nodes.add(key.name)
+        if old == new:
             return set()
         self._hosts[key.name] = new
         concerned = set(self._pods_by_node.under(key.name))

@@ -53,6 +53,8 @@ KINDS: Mapping[type[Thing], str] = {
 
 _PHASES = {phase.value: phase for phase in PodPhase}
 _STATES = {state.value: state for state in AssignmentState}
+_UNHEARD_OF = AssignmentState.UNASSIGNED
+"""Nobody is served by a state that nobody knows, and MIC sets it right. Source: aad-pod-identity pkg/crd/crd.go:717."""
 _IDENTITY_KINDS: Mapping[int, IdentityKind] = {kind.value: kind for kind in IdentityKind}
 _NO_LABELS: Mapping[str, str] = {}
 
@@ -179,25 +181,22 @@ class StoredMeta:
 _AS_CREATED = StoredMeta(annotations={}, finalizers=(FINALIZER,))
 
 
-def assignment_of(wire: WireAssignment) -> Assignment | Unusable:
-    """An AzureAssignedIdentity; one without its embedded identity or binding says nothing, and is unusable."""
+def assignment_of(wire: WireAssignment) -> Assignment:
+    """An AzureAssignedIdentity.
+
+    One without its embedded identity or binding says nothing, but MIC has to see it: to write it anew, or to delete
+    it. Its identity and binding are nameless; without a client ID NMI serves nobody by it.
+    """
     meta, spec = wire.metadata, wire.spec
-    key = Key(meta.namespace, meta.name)
-    if spec.identity is None or not spec.identity.metadata.name:
-        return _bad(
-            Assignment, key, meta.uid, "spec.azureIdentityRef is missing; delete the object, MIC writes it anew"
-        )
-    if spec.binding is None or not spec.binding.metadata.name:
-        return _bad(Assignment, key, meta.uid, "spec.azureBindingRef is missing; delete the object, MIC writes it anew")
     annotations = meta.annotations or {}
     return Assignment(
         namespace=intern(meta.namespace),
         name=meta.name,
         pod=Key(intern(spec.pod_namespace), spec.pod),
         node=intern(spec.node),
-        identity=_embedded_identity(spec.identity),
-        binding=_embedded_binding(spec.binding),
-        state=_STATES.get(wire.status.status if wire.status else "", AssignmentState.UNKNOWN),
+        identity=_embedded_identity(spec.identity) if spec.identity else Identity(intern(meta.namespace), ""),
+        binding=_embedded_binding(spec.binding) if spec.binding else Binding(intern(meta.namespace), ""),
+        state=_STATES.get(wire.status.status if wire.status else "", _UNHEARD_OF),
         uid=meta.uid,
         resource_version=meta.resource_version,
         deleting=meta.deletion_timestamp is not None,

@@ -67,6 +67,7 @@ class LeaseLock:
         self._events = events
         self._original = OriginalLeader(api, namespace=namespace, name=name, clock=clock)
         self._lease: dict[str, Any] = {}  # as last read or written while we hold it
+        self._waited_for = ""
         self._seen = ("", 0.0)  # the version of another's lease, and since when it is unchanged
         self._held_until_s = float("-inf")
 
@@ -96,8 +97,11 @@ class LeaseLock:
         self._announce("became leader")
 
     async def _try_to_acquire(self) -> bool:
-        if holder := await self._original.holder(timeout_s=self._call_s):
+        holder = await self._original.holder(timeout_s=self._call_s)
+        if holder and holder != self._waited_for:
             _log.info("waiting: %s of aad-pod-identity 1.8 leads", holder)
+        self._waited_for = holder
+        if holder:
             return False
         asked_s = self._clock.monotonic_s()
         try:

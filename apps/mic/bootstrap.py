@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from apps.clock import SystemClock
 from apps.metrics import PrometheusMeter
+from apps.mic.azure_json import follow_file
 from apps.mic.flags import MicConfig
 from apps.version import installed
-from podidentity_azure.cloud import AzureConfig, load_azure_config
+from podidentity_azure.cloud import AzureConfig, fingerprint, load_azure_config
 from podidentity_azure.hosts import AzureHosts
 from podidentity_core.planning import Rules
 from podidentity_core.ports import LeaderLock
@@ -30,11 +32,15 @@ from podidentity_k8s.upgrade import mark_type_upgrade
 
 @dataclass(frozen=True, slots=True)
 class Mic:
-    """Everything connected, nothing started. *prepare* comes first in each term, then *work*."""
+    """Everything connected, nothing started. *prepare* comes first in each term, then *work*.
+
+    *follow_azure_json* goes on beside them.
+    """
 
     lock: LeaderLock
     prepare: Callable[[], Awaitable[None]]
     work: Callable[[], Awaitable[None]]
+    follow_azure_json: Callable[[], Coroutine[Any, Any, None]]
     meter: PrometheusMeter
 
 
@@ -90,14 +96,23 @@ async def connected(config: MicConfig, environ: Mapping[str, str]) -> AsyncItera
                     version=build.version,
                 )
 
-        yield Mic(lock, prepare, lambda: AssignmentService(ports, settings).run(), meter)
+        async def take_up_azure_json() -> None:
+            await hosts.reconfigure(load_azure_config(config.cloudconfig, environ))
+
+        yield Mic(
+            lock=lock,
+            prepare=prepare,
+            work=lambda: AssignmentService(ports, settings).run(),
+            follow_azure_json=lambda: follow_file(config.cloudconfig, fingerprint, take_up_azure_json, clock),
+            meter=meter,
+        )
 
 
 def _settings(config: MicConfig, azure: AzureConfig) -> AssignmentSettings:
     """The cluster's own identity never leaves a host: MIC itself could not come back in to repair it."""
     own = frozenset({azure.managed_identity.lower()}) if azure.managed_identity else frozenset[str]()
     return AssignmentSettings(
-        rules=Rules(namespaced=config.namespaced, immutable=config.immutable_client_ids | own),
+        rules=Rules(namespaced=config.namespaced, immutable=config.immutable_ids | own),
         limits=HostLimits(retries=config.host_retries, retry_interval_s=config.host_retry_interval_s),
         parallel_writes=config.concurrent_writes,
         resync_interval_s=config.replan_interval_s,

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 
 from apps.mic.bootstrap import Mic, connected
 from apps.mic.flags import MicConfig
-from apps.running import end_first
+from apps.running import first_of, stopped
 from apps.serving import start_metrics, start_probe, wait_for_termination
 from apps.version import installed
 from podidentity_core.errors import PodIdentityError
@@ -43,9 +43,12 @@ async def run(config: MicConfig) -> int:
         metrics = await start_metrics(config.metrics_port, mic.meter.render)
         stack.push_async_callback(metrics.stop, 0)
         leading = asyncio.create_task(mic.lock.lead(lambda: _serve_term(mic, term)), name="lead")
-        await end_first(terminated, {leading})
-        if terminated.done():
-            log.info("received %s, shutting down", terminated.result().name)
+        stack.push_async_callback(stopped, leading)
+        working = [leading]
+        if config.cloudconfig:
+            working.append(asyncio.create_task(mic.follow_azure_json(), name="azure.json"))
+            stack.push_async_callback(stopped, working[-1])
+        await first_of(terminated, *working)
     return 0
 
 

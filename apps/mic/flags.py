@@ -14,7 +14,8 @@ from apps.goflags import GO, Arguments, Flag, TextRequested
 from apps.goflags import parse as parse_arguments
 from podidentity_core.errors import ConfigurationError
 
-_DEFAULT_QPS = 5.0
+_DEFAULT_QPS = 50.0
+"""The original's 5 let a roll-out of 1,000 pods wait 400 s for its own client; servers have a fairness of their own."""
 
 FLAGS: Sequence[Flag] = (
     Flag("kubeconfig", "string", "", "path of a kubeconfig; empty: the cluster that the pod runs in"),
@@ -30,12 +31,17 @@ FLAGS: Sequence[Flag] = (
     Flag("prometheus-port", "string", "8888", "port of /metrics, on all interfaces"),
     Flag("enableProfile", "bool", False, "a profile of the process at localhost:6060", "later"),
     Flag("enableScaleFeatures", "bool", False, "deprecated: they are always on", "ignored"),
-    Flag("createDeleteBatch", "int", 20, "Kubernetes API writes at a time for one host"),
-    Flag("clientQps", "float", _DEFAULT_QPS, "Kubernetes API requests a second; 0: the default"),
-    Flag("immutable-user-msis", "string", "", "client IDs, comma-separated, that are never removed from a host"),
+    Flag("createDeleteBatch", "int", 20, "pods whose assignments are written at a time"),
+    Flag("clientQps", "float", _DEFAULT_QPS, "writes of AzureAssignedIdentities a second; 0: the default"),
+    Flag(
+        "immutable-user-msis",
+        "string",
+        "",
+        "client or resource IDs, comma-separated, that are never removed from a host",
+    ),
     Flag("config-map-name", "string", "aad-pod-identity-config", "ConfigMap that remembers the type upgrade"),
     Flag("type-upgrade-status-key", "string", "type-upgrade-status", "key in that ConfigMap"),
-    Flag("enable-type-upgrade", "bool", True, "rewrite objects of versions before 1.6 at start"),
+    Flag("enable-type-upgrade", "bool", True, "mark in the ConfigMap that no object has a spelling of before 1.6"),
     Flag("update-user-msi-max-retry", "int", 2, "further attempts without the identities that a host refused"),
     Flag("update-user-msi-retry-interval", "duration", 1.0, "pause before each of them"),
     Flag("identity-assignment-reconcile-interval", "duration", 180.0, "time between drift checks; 0: none"),
@@ -64,7 +70,7 @@ class MicConfig:
     concurrent_writes: int
     api_requests_per_s: float
     api_burst: int
-    immutable_client_ids: frozenset[str]
+    immutable_ids: frozenset[str]
     """In lower case."""
     host_retries: int
     host_retry_interval_s: float
@@ -103,7 +109,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> MicConfig:
         concurrent_writes=given.whole("createDeleteBatch", at_least=1),
         api_requests_per_s=qps,
         api_burst=max(1, int(qps)),  # the original's was 0 below one a second, and then it did not start
-        immutable_client_ids=_client_ids(given.text("immutable-user-msis")),
+        immutable_ids=_ids(given.text("immutable-user-msis")),
         host_retries=given.whole("update-user-msi-max-retry"),
         host_retry_interval_s=given.number("update-user-msi-retry-interval"),
         config_map_name=given.nonempty("config-map-name"),
@@ -133,5 +139,5 @@ def _lease_duration_s(given: Arguments) -> float:
     return duration_s
 
 
-def _client_ids(listed: str) -> frozenset[str]:
+def _ids(listed: str) -> frozenset[str]:
     return frozenset(item.strip().lower() for item in listed.split(",") if item.strip())

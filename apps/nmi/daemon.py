@@ -10,7 +10,7 @@ from apps.nmi.bootstrap import Nmi, connected, interceptor
 from apps.nmi.flags import NmiConfig
 from apps.nmi.kubenet import refuse_kubenet
 from apps.nmi.netfilter.interceptor import Interceptor
-from apps.running import end_first
+from apps.running import first_of, stopped
 from apps.serving import start_metrics, start_probe, start_server, wait_for_termination
 from apps.version import installed
 from podidentity_core.errors import PodIdentityError
@@ -42,19 +42,19 @@ async def run(config: NmiConfig) -> int:
     async with AsyncExitStack() as stack:
         nmi = await stack.enter_async_context(connected(config))
         server = await start_server(nmi.app, config.listen_address, config.port, flag="--nmi-port", date_header=False)
-        stack.push_async_callback(server.stop, GRACE_S)
         log.info("listening on %s:%d", config.listen_address, server.port)
+        following = asyncio.create_task(nmi.service.run(), name="cluster")
+        stack.push_async_callback(stopped, following)
+        stack.push_async_callback(server.stop, GRACE_S)  # before the cluster is left, which early requests wait for
         rules = interceptor(config, server.port, nmi.clock) if config.interception else None
         probe = await start_probe(config.probe_port, lambda: _is_active(nmi, rules))
         stack.push_async_callback(probe.stop, 0)
         metrics = await start_metrics(config.metrics_port, nmi.meter.render)
         stack.push_async_callback(metrics.stop, 0)
-        tasks = {asyncio.create_task(nmi.service.run(), name="cluster")}
-        if rules is not None:
-            tasks.add(asyncio.create_task(rules.run(), name="interception"))
-        await end_first(terminated, tasks)
-        if terminated.done():
-            log.info("received %s, shutting down", terminated.result().name)
+        intercepting = asyncio.create_task(rules.run() if rules else asyncio.Event().wait(), name="interception")
+        stack.push_async_callback(stopped, intercepting)
+        await first_of(terminated, following, intercepting)
+        await stopped(intercepting)
         return await _removed(rules)
 
 

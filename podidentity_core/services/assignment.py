@@ -122,7 +122,7 @@ class AssignmentService:
             self._plan(self._view.concerned_pods())
 
     def _look_at_hosts(self) -> None:
-        for host in self._host_worker.forget():
+        for host in self._host_worker.doubt():
             self._host_turns.add(host)
 
     def _plan(self, pods: Iterable[Key]) -> None:
@@ -155,13 +155,20 @@ class AssignmentService:
 
     def _can_go_on(self, plan: PodPlan) -> bool:
         """Whether some assignment of a pod need not wait for its host any longer."""
-        return any(self._next_for_wanted(kept) is Next.ASSIGN for kept in plan.keep) or any(
-            self._next_for_unwanted(assignment) is Next.RELEASE for assignment in plan.delete
+        return (
+            any(self._may_be_stored(wanted) for wanted in plan.create)
+            or any(self._next_for_wanted(kept) is Next.ASSIGN for kept in plan.keep)
+            or any(self._next_for_unwanted(assignment) is Next.RELEASE for assignment in plan.delete)
         )
 
     def _next_for_wanted(self, assignment: Assignment) -> Next:
         record = self._record(assignment)
         return next_for_wanted(assignment, record.usable if record else None)
+
+    def _may_be_stored(self, wanted: Assignment) -> bool:
+        """Whether it is known who put the identity on the host; afterwards nobody could tell."""
+        record = self._record(wanted)
+        return record is None or wanted.identity.host_resource is None or record.usable is not None
 
     def _next_for_unwanted(self, assignment: Assignment) -> Next:
         host = self._view.host(assignment.node)
@@ -200,20 +207,22 @@ class AssignmentService:
             raise failure
 
     async def _create(self, wanted: Assignment) -> None:
+        if not self._may_be_stored(wanted):
+            self._ask_host(wanted)
+            return
         new = self._in_first_state(wanted)
-        record = self._record(new)
-        undecided = record is not None and record.usable is None
         log.info("creating assigned id %s", new.key)
         try:
             stored = await self._timed("assigned_identity_addition", self._ports.store.create(new))
         except PodIdentityError as error:
             self._ports.events.publish(events.create_failed(new, str(error)))
             raise
-        if record is not None and undecided:
-            record.undecided.add(stored.key)
         self._stored(stored)
 
     async def _update(self, update: Update) -> None:
+        if not self._may_be_stored(update.wanted):
+            self._ask_host(update.wanted)
+            return
         leaving = self._leaving(update)
         if leaving is not None and leaving.key not in self._view.assignments:
             self._note(await self._ports.store.create(leaving))
@@ -244,27 +253,16 @@ class AssignmentService:
     async def _keep(self, assignment: Assignment) -> None:
         match self._next_for_wanted(assignment):
             case Next.ASSIGN:
-                await self._assign(assignment)
+                self._stored(await self._set_state(assignment, AssignmentState.ASSIGNED))
             case Next.WAIT:
                 self._ask_host(assignment)
-
-    async def _assign(self, assignment: Assignment) -> None:
-        record = self._record(assignment)
-        if record is not None and assignment.key in record.undecided and self._is_foreign(assignment):
-            marked = replace(assignment, state=AssignmentState.ASSIGNED, preexisting=True)
-            stored = await self._ports.store.update(assignment, marked)
-        else:
-            stored = await self._set_state(assignment, AssignmentState.ASSIGNED)
-        if record is not None:
-            record.undecided.discard(assignment.key)
-        self._stored(stored)
 
     async def _let_go(self, assignment: Assignment) -> None:
         if self._next_for_unwanted(assignment) is Next.WAIT:
             self._ask_host(assignment)
             return
         await self._release(assignment)
-        if self._view.host(assignment.node) is None:
+        if not self._view.has_node(assignment.node):
             self._ports.events.publish(events.removed(assignment))
 
     async def _release(self, assignment: Assignment) -> None:
@@ -285,6 +283,8 @@ class AssignmentService:
         log.info("updating AzureAssignedIdentity %s status to %s", assignment.key, state.value)
         try:
             return await self._ports.store.set_state(assignment, state)
+        except NotFound:
+            raise  # it went by itself, which is no error of anybody's
         except PodIdentityError as error:
             self._ports.meter.count(
                 "kubernetes_api_operations_errors_count", operation_type="update_azure_assigned_identity_status"
@@ -293,12 +293,11 @@ class AssignmentService:
             raise
 
     def _stored(self, assignment: Assignment) -> None:
-        """Note what a write has made of a wanted assignment, and tell the user or ask the host."""
+        """Note what a write has made of a wanted assignment; tell the user, and whoever waited for it on the host."""
         self._note(assignment)
         if assignment.state is AssignmentState.ASSIGNED:
             self._ports.events.publish(events.applied(assignment))
-        else:
-            self._ask_host(assignment)
+        self._ask_host(assignment)
 
     def _note(self, assignment: Assignment) -> None:
         """See an own write at once, and not only when the watch reports it."""

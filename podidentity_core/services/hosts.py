@@ -16,6 +16,7 @@ from podidentity_core.errors import IdentitiesRefused, NotFound, PodIdentityErro
 from podidentity_core.model import Assignment, AssignmentState
 from podidentity_core.planning import HostNeeds, Planner
 from podidentity_core.ports import Clock, EventSink, HostIdentities, LeaderLock, Meter
+from podidentity_core.reasons import Reason
 from podidentity_core.resource_ids import Host, IdentityResource
 from podidentity_core.services.work_queue import Backoff
 from podidentity_core.settling import HostChange, HostRecord, host_change
@@ -83,12 +84,12 @@ class HostWorker:
         """What the assignments say about *host*."""
         return self._planner.host_needs(host)
 
-    def forget(self) -> tuple[Host, ...]:
-        """Look at every host again before trusting it; returns the hosts that assignments have a say about."""
+    def doubt(self) -> tuple[Host, ...]:
+        """Look at every host again before the next change; returns the hosts that assignments have a say about."""
         hosts = self._planner.hosts()
-        self._desks = {host: desk for host, desk in self._desks.items() if host in set(hosts)}
+        self._desks = {host: self._desk(host) for host in hosts}
         for desk in self._desks.values():
-            desk.record.forget()
+            desk.record.stale = True
         return hosts
 
     async def settle(self, host: Host) -> float | None:
@@ -99,33 +100,30 @@ class HostWorker:
         """
         desk = self._desk(host)
         try:
-            if desk.record.usable is None:
+            if desk.record.stale:
                 await self._learn(host, desk)
             await self._change(host, desk)
         except PodIdentityError as error:
             if isinstance(error, NotFound):
-                desk.record.usable = frozenset()
-            else:
-                desk.record.forget()
-            self._report(self._waiting(host, lambda _: True), error)
+                desk.record.learn(frozenset(), frozenset())
+            self._report(self._waiting(host, lambda _: True), error, Reason.HOST_FAILS)
             raise
-        return self._next_look_s(desk)
+        return self._next_look_s(host, desk)
 
     def _desk(self, host: Host) -> _HostDesk:
         return self._desks.setdefault(host, _HostDesk())
 
     async def _learn(self, host: Host, desk: _HostDesk) -> None:
         state = await self._hosts.attached(host)
-        ours = frozenset(
+        claimed = frozenset(
             assignment.identity.host_resource
             for pod in self._planner.pods_on(host)
             for assignment in self._view.assignments_of(pod)
             if assignment.identity.host_resource is not None
             and not assignment.preexisting
-            and assignment.key not in desk.record.undecided
             and self._view.host(assignment.node) == host
         )
-        desk.record.learn(state.attached, ours)
+        desk.record.learn(state.attached, claimed)
 
     async def _change(self, host: Host, desk: _HostDesk) -> None:
         """Write until nothing is left to write, or only what Azure refuses."""
@@ -154,18 +152,21 @@ class HostWorker:
         return host_change(self._planner.host_needs(host), usable, refused=self._refused(desk))
 
     async def _write(self, host: Host, desk: _HostDesk, change: HostChange) -> None:
-        former = desk.record.usable or frozenset()
-        desk.record.begin(change.remove)
+        former = desk.record.usable
+        desk.record.begin(change)
         began_s = self._clock.monotonic_s()
         try:
             state = await self._hosts.change(host, add=change.add, remove=change.remove)
         except IdentitiesRefused:
-            desk.record.usable = former
+            desk.record.usable = former  # nothing was applied
             raise
-        desk.record.end(state.attached, change.add)
+        except BaseException:
+            desk.record.forget()
+            raise
+        desk.record.end(state.attached)
         self._meter.observe("mic_cycle_duration_seconds", self._clock.monotonic_s() - began_s)
         self._meter.count("mic_cycle_count")
-        for resource in change.add:
+        for resource in change.add | change.remove:
             desk.refusals.pop(resource, None)
 
     def _refused(self, desk: _HostDesk) -> Set[IdentityResource]:
@@ -174,7 +175,8 @@ class HostWorker:
 
     def _quarantine(self, host: Host, desk: _HostDesk, change: HostChange, error: IdentitiesRefused) -> None:
         """Set the refused identities aside, so that the others get their turn; raises when it cannot tell which."""
-        named = {resource for resource in change.add if resource.key in {r.lower() for r in error.resource_ids}}
+        refused = {text.lower() for text in error.resource_ids}
+        named = {resource for resource in change.add | change.remove if resource.key in refused}
         if not named:
             raise TransientError(f"{host} refuses the change without naming an identity: {error}") from error
         log.warning("removing %s from ID list since it is erroneous", ", ".join(sorted(map(str, named))))
@@ -182,21 +184,27 @@ class HostWorker:
             count = desk.refusals[resource].count + 1 if resource in desk.refusals else 1
             delay_s = self._limits.quarantine.delay_s(count, self._chance())
             desk.refusals[resource] = _Refusal(self._clock.monotonic_s() + delay_s, count)
-        self._report(self._waiting(host, named.__contains__), error)
+        self._report(self._waiting(host, named.__contains__), error, Reason.HOST_REFUSES)
 
-    def _next_look_s(self, desk: _HostDesk) -> float | None:
-        now_s = self._clock.monotonic_s()
+    def _next_look_s(self, host: Host, desk: _HostDesk) -> float | None:
+        """When the first refused identity that still matters may be tried again. The others are forgotten."""
+        needs, now_s = self._planner.host_needs(host), self._clock.monotonic_s()
+        matters = needs.needed | needs.leaving
+        desk.refusals = {resource: refusal for resource, refusal in desk.refusals.items() if resource in matters}
         return min((max(refusal.until_s - now_s, 0.0) for refusal in desk.refusals.values()), default=None)
 
     def _waiting(self, host: Host, concerns: Callable[[IdentityResource], bool]) -> Iterable[Assignment]:
-        """Stored assignments on *host* that wait for an identity in question."""
+        """Assignments on *host*, stored or planned, that wait for an identity in question."""
         for pod in self._planner.pods_on(host):
-            for assignment in self._planner.pod_plan(pod).keep:
+            plan = self._planner.pod_plan(pod)
+            for assignment in (*plan.keep, *plan.create):
                 resource = assignment.identity.host_resource
                 waits = assignment.state in (AssignmentState.CREATED, AssignmentState.UNASSIGNED)
                 if waits and resource is not None and concerns(resource) and self._view.host(assignment.node) == host:
                     yield assignment
 
-    def _report(self, assignments: Iterable[Assignment], error: PodIdentityError) -> None:
+    def _report(self, assignments: Iterable[Assignment], error: PodIdentityError, reason: Reason) -> None:
+        """Tell at each binding what the host said, with the code under which the documentation explains it."""
+        problem = f"{error} ({reason.code}: {reason.remedy})"
         for assignment in assignments:
-            self._events.publish(events.apply_failed(assignment, str(error)))
+            self._events.publish(events.apply_failed(assignment, problem))

@@ -101,5 +101,9 @@ def _retrieve(call: asyncio.Task[AccessToken]) -> None:
 
 
 def _log_failed_renewal(call: asyncio.Task[AccessToken]) -> None:
-    if not call.cancelled() and isinstance(error := call.exception(), PodIdentityError):
+    if call.cancelled() or (error := call.exception()) is None:
+        return
+    if isinstance(error, PodIdentityError):
         log.warning("a token could not be renewed and is kept until it expires, error: %s", error)
+    else:
+        log.error("a bug kept a token from being renewed", exc_info=error)

@@ -89,7 +89,7 @@ class TokenService:
     def at_once(self, address: str, request: TokenRequest) -> Granted | None:
         """Answer if that takes neither a wait nor a call; None says: ask `answer`, which decides in the same way."""
         pods = self._view.pods_at(address)
-        if len(pods) != 1:
+        if len(pods) != 1 or not self._view.synced:
             return None
         (pod,) = pods
         if self._is_excepted(pod):
@@ -143,8 +143,11 @@ class TokenService:
         )
 
     async def _pod_at(self, address: str, began_s: float) -> Pod | Explanation:
-        pods = self._view.pods_at(address)
-        while len(pods) != 1:
+        """The pod, once everything is known that exists: who it is, and whether a rule makes an exception of it."""
+        while True:
+            pods = self._view.pods_at(address)
+            if len(pods) == 1 and self._view.synced:
+                return pods[0]
             if len(pods) > 1:
                 return because(Reason.AMBIGUOUS_POD, address=address, node=self._settings.node)
             patience_s = UNKNOWN_POD_WAIT_S if self._view.synced else self._settings.patience.absent_s
@@ -152,8 +155,6 @@ class TokenService:
             if left_s <= 0:
                 return self._unknown(address)
             await self._change_of(address if self._view.synced else SYNCED, left_s)
-            pods = self._view.pods_at(address)
-        return pods[0]
 
     def _unknown(self, address: str) -> Explanation:
         return because(Reason.UNKNOWN_POD, address=address, node=self._settings.node)

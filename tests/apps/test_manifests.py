@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -206,7 +207,6 @@ RIGHTS: dict[tuple[str, str], dict[tuple[str, str, tuple[str, ...]], set[str]]] 
         ("", "nodes", ANY): READ,
         (CUSTOM, "azureidentities", ANY): READ,
         (CUSTOM, "azureidentitybindings", ANY): READ,
-        (CUSTOM, "azurepodidentityexceptions", ANY): READ,
         (CUSTOM, "azureassignedidentities", ANY): READ | {"create", "update", "patch", "delete"},
         ("", "events", ANY): {"create", "patch"},
     },
@@ -383,6 +383,16 @@ def test_the_demos_binding_leads_from_its_pod_to_its_identity() -> None:
     assert pod["spec"]["selector"]["matchLabels"].items() <= pod["spec"]["template"]["metadata"]["labels"].items()
 
 
+def test_the_demo_program_understands_the_arguments_of_its_pod() -> None:
+    arguments = container(DEPLOY / "demo" / "deployment.yaml", "Deployment")["args"]
+    command = [sys.executable, "-m", "apps.demo", *arguments, "--help"]
+
+    done = subprocess.run(command, cwd=PROJECT, check=False, capture_output=True, text=True, timeout=60)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {argument.partition("=")[0] for argument in arguments} <= set(re.findall(r"--[a-z-]+", done.stdout))
+
+
 def test_mics_pods_are_excepted() -> None:
     mic = only(INFRA / "deployment-rbac.yaml", "Deployment")
     exception = only(INFRA / "mic-exception.yaml", "AzurePodIdentityException", "mic-exception")
@@ -464,7 +474,7 @@ elif "custom-columns" in line:
 elif "component=nmi" in line:
     print("I0101 00:00:00.000000       1 server.py:1] status (200) took 4615244 ns for req.method=GET")
 elif "logs" in line:
-    print("a token")
+    print("virtual machines: 1 in group: vm-0")
 """
 
 
@@ -566,3 +576,16 @@ def test_cleaning_up_spares_a_resource_group_that_was_there_before(machine: Mach
     assert done.returncode == 1
     assert "podidentity-tutorial" in done.stderr
     assert "group podidentity-tutorial" in machine.made()
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="the walk by hand is for people who have kubectl")
+def test_the_walk_on_the_sandbox_succeeds_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+
+    done = subprocess.run(
+        [TUTORIAL / "sandbox.sh"], env=environment, check=False, capture_output=True, text=True, timeout=120
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "All of it happened" in done.stdout
+    assert [path for path in tmp_path.iterdir() if path.name.startswith("tmp.")] == []

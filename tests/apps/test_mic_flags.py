@@ -27,7 +27,7 @@ prometheus-port string '8888'
 enableProfile bool False
 enableScaleFeatures bool False
 createDeleteBatch int 20
-clientQps float 5.0
+clientQps float 50.0
 immutable-user-msis string ''
 config-map-name string 'aad-pod-identity-config'
 type-upgrade-status-key string 'type-upgrade-status'
@@ -66,9 +66,9 @@ DEFAULT = MicConfig(
     probe_port=8080,
     metrics_port=8888,
     concurrent_writes=20,
-    api_requests_per_s=5.0,
-    api_burst=5,
-    immutable_client_ids=frozenset(),
+    api_requests_per_s=50.0,
+    api_burst=50,
+    immutable_ids=frozenset(),
     host_retries=2,
     host_retry_interval_s=1.0,
     config_map_name="aad-pod-identity-config",
@@ -135,10 +135,10 @@ def test_a_flag_changes_its_value_and_no_other(line: str, changed: dict[str, obj
     assert parse(line.split(), ENVIRON) == replace(DEFAULT, **changed)
 
 
-def test_immutable_client_ids_are_trimmed_and_folded() -> None:
+def test_immutable_ids_are_trimmed_and_folded() -> None:
     config = parse(["--immutable-user-msis", "AB-1,, cd-2 ,"], ENVIRON)
 
-    assert config == replace(DEFAULT, immutable_client_ids=frozenset({"ab-1", "cd-2"}))
+    assert config == replace(DEFAULT, immutable_ids=frozenset({"ab-1", "cd-2"}))
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,13 @@ async def test_a_location_runs_while_it_answers_202(clock: Clock) -> None:
     assert arm.asked == [OPERATION] * 3
 
 
+async def test_what_names_no_state_is_no_end_of_an_operation(clock: Clock) -> None:
+    arm = Arm(Answer(200), DONE, SUCCEEDED)
+
+    assert await Follower(arm, clock, RESOURCE).follow(STARTED) == (None, None)
+    assert len(arm.asked) == 3
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
 async def test_who_may_not_follow_the_operation_follows_the_resource(clock: Clock, status: int) -> None:
     arm = Arm(Answer(status), UPDATING, DONE)

@@ -244,35 +244,38 @@ def test_an_assignment_carries_identity_and_binding() -> None:
 
 @pytest.mark.parametrize("reference", ["azureIdentityRef", "azureBindingRef"])
 @pytest.mark.parametrize("value", [None, {}], ids=["missing", "empty"])
-def test_an_assignment_without_a_reference_is_unusable(reference: str, value: Any) -> None:
+def test_an_assignment_without_a_reference_is_seen_so_that_mic_can_write_it_anew(reference: str, value: Any) -> None:
     made = assignment_of(assignment(**{reference: value}))
 
-    assert isinstance(made, Unusable)
-    assert f"spec.{reference}" in str(made.explanation)
+    nameless = made.identity if reference == "azureIdentityRef" else made.binding
+    assert (made.key, made.pod) == (assignment_of(assignment()).key, Key("default", "web"))
+    assert nameless.name == ""
 
 
 def test_an_assignment_with_a_bad_resource_id_can_still_be_deleted() -> None:
     made = assignment_of(assignment(azureIdentityRef=identity(resourceID="nonsense")))
 
-    assert isinstance(made, Assignment)
     assert made.identity.host_resource is None
 
 
-@pytest.mark.parametrize("status", [None, {}, {"status": None}, {"status": "Strange"}])
+def test_a_state_that_nobody_knows_serves_nobody() -> None:
+    wire = WireAssignment.model_validate({**assignment().model_dump(by_alias=True), "status": {"status": "Strange"}})
+
+    assert assignment_of(wire).state is AssignmentState.UNASSIGNED
+
+
+@pytest.mark.parametrize("status", [None, {}, {"status": None}])
 def test_an_assignment_of_an_old_mic_has_no_known_state(status: Any) -> None:
     wire = WireAssignment.model_validate({**assignment().model_dump(by_alias=True), "status": status})
 
     made = assignment_of(wire)
 
-    assert isinstance(made, Assignment)
     assert made.state is AssignmentState.UNKNOWN
 
 
 def test_equal_copies_of_one_identity_take_memory_once() -> None:
     first, second = assignment_of(assignment(pod="a")), assignment_of(assignment(pod="b"))
 
-    assert isinstance(first, Assignment)
-    assert isinstance(second, Assignment)
     assert first.identity is second.identity
     assert first.binding is second.binding
     assert first.origin is second.origin
