@@ -6,6 +6,7 @@ missing, never a configuration with empty fields.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -205,7 +206,14 @@ def _config(settings: _AzureJson, source: str, names: Mapping[str, str], environ
                 f"{source}: {names[key]} is missing, and a service principal needs it; set it, or use a managed "
                 "identity (useManagedIdentityExtension: true in the file, USE_MSI=true in the environment)"
             )
+    if not _TENANT.fullmatch(settings.tenant_id):
+        raise ConfigurationError(
+            f"{source}: {names['tenantId']} is {settings.tenant_id!r}; use the tenant's ID or one of its domain names"
+        )
     return AzureConfig(cloud, settings.tenant_id, settings.client_id, secret)
+
+
+_TENANT = re.compile(r"[0-9A-Za-z.-]+")
 
 
 def _cloud(name: str, setting: str, environ: Mapping[str, str]) -> Cloud:

@@ -31,7 +31,7 @@ from azure.mgmt.compute.aio import ComputeManagementClient
 from podidentity_azure.cloud import Cloud
 from podidentity_azure.errors import Fault, core_error, retry_after_s
 from podidentity_azure.operations import Answer
-from podidentity_azure.transport import new_transport
+from podidentity_azure.transport import Transport
 from podidentity_core.errors import PermissionRefused, PodIdentityError, RefusedError, TransientError
 from podidentity_core.resource_ids import Host, HostKind, IdentityResource
 
@@ -121,7 +121,7 @@ class Compute:
                 self._cloud.resource_manager.rstrip("/"),
                 credential_scopes=[f"{self._cloud.audience}/.default"],
                 user_agent_policy=agent,
-                transport=new_transport(self._tls, proxies=True),
+                transport=Transport(self._tls, proxies=True),
                 # The caller decides again before it repeats a write, and the SDK would sleep as long as a throttled
                 # host says, twenty minutes if need be, while other changes for that host could join in.
                 retry_total=0,

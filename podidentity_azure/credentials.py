@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from podidentity_azure.cloud import AzureConfig
-from podidentity_azure.transport import new_transport
 from podidentity_core.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ _DIVERSIONS = (
     ("IDENTITY_ENDPOINT", "IDENTITY_HEADER"),
     ("IDENTITY_ENDPOINT", "IMDS_ENDPOINT"),
     ("MSI_ENDPOINT",),
-    ("AZURE_TENANT_ID", "AZURE_FEDERATED_TOKEN_FILE"),
+    ("AZURE_AUTHORITY_HOST", "AZURE_TENANT_ID", "AZURE_FEDERATED_TOKEN_FILE"),
 )
 """Variables with which azure-identity leaves the node's metadata service for App Service, Arc, Cloud Shell or workload
 identity. The original heeded MSI_ENDPOINT alone. Source: go-autorest autorest/adal/token.go:771."""
@@ -32,7 +31,7 @@ def diverted_by(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def open_credential(config: AzureConfig, *, environ: Mapping[str, str], tls: ssl.SSLContext) -> AsyncTokenCredential:
-    """Return the credential that *config* describes; close it after use. Call it with the event loop running.
+    """Return the credential that *config* describes; close it after use.
 
     No request is made until the first token is needed. Tokens are cached in it and renewed in time.
 
@@ -50,22 +49,27 @@ def open_credential(config: AzureConfig, *, environ: Mapping[str, str], tls: ssl
 def _service_principal(config: AzureConfig, tls: ssl.SSLContext) -> AsyncTokenCredential:
     from azure.identity.aio import ClientSecretCredential
 
+    from podidentity_azure.transport import Transport
+
     return ClientSecretCredential(
         config.tenant_id,
         config.client_id,
         config.client_secret,
         authority=config.cloud.authority,
         disable_instance_discovery=config.cloud.custom,
-        transport=new_transport(tls, proxies=True),
+        retry_total=1,  # whoever needs the token tries again by itself
+        transport=Transport(tls, proxies=True),
     )
 
 
 def _managed_identity(identity: str, environ: Mapping[str, str], tls: ssl.SSLContext) -> AsyncTokenCredential:
     from azure.identity.aio import ManagedIdentityCredential
 
+    from podidentity_azure.transport import Transport
+
     if names := diverted_by(environ):
         _log.warning("the managed identity is not asked of the node's metadata service, because of %s", names)
-    options: dict[str, Any] = {"transport": new_transport(tls, proxies=False)}
+    options: dict[str, Any] = {"transport": Transport(tls, proxies=False)}
     if identity.startswith("/"):
         # The asyncio class sends these keys as they are; IMDS knows no `resource_id`.
         options["identity_config"] = {"msi_res_id": identity}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from podidentity_azure.credentials import open_credential
 from podidentity_azure.errors import core_error
 from podidentity_azure.identity_block import Block, attached_identities, identity_patches, unsettled
 from podidentity_azure.operations import Answer, Follower, in_progress, state_of
-from podidentity_azure.transport import ca_bundle, tls_context
+from podidentity_azure.tls import ca_bundle, tls_context
 from podidentity_core.errors import Conflict, RefusedError
 from podidentity_core.ports import Clock, HostIdentities, HostState, Meter
 from podidentity_core.resource_ids import Host, HostKind, IdentityResource
@@ -26,22 +25,18 @@ if TYPE_CHECKING:
 _METRIC_PREFIX = {HostKind.VM: "vm", HostKind.SCALE_SET: "vmss"}
 
 
-def user_agent(version: str, custom: str = "") -> str:
-    """Return how MIC names itself to Azure. Source: aad-pod-identity version/version.go:20."""
-    return f"aad-pod-identity/MIC/{version} {custom}".rstrip()
-
-
 class AzureHosts:
     """Reads and changes hosts through azure-mgmt-compute. One for the whole process; close it after use.
 
-    Nothing is opened before the first call. A call that fails is not repeated here: the caller decides again first.
+    *agent* is how the program names itself to Azure. Nothing is opened before the first call. A call that fails is not
+    repeated here: the caller decides again first.
 
     Raises:
         ConfigurationError: when the certificates that *environ* names cannot be used.
     """
 
     def __init__(
-        self, config: AzureConfig, *, clock: Clock, meter: Meter, agent: str, environ: Mapping[str, str] = os.environ
+        self, config: AzureConfig, *, clock: Clock, meter: Meter, agent: str, environ: Mapping[str, str]
     ) -> None:
         self._config = config
         self._clock = clock

@@ -34,6 +34,7 @@ OTHERS = build.assignment(OTHER, build.identity("other"), build.binding("other",
 NAMED = build.client_id("web")
 RESOURCE_ID = build.resource("web").text
 AT_ONCE = Patience(absent_s=0, created_s=0)
+DEFAULTS = ApiSettings()
 
 
 def problem(reply: Reply) -> tuple[int, str, str]:
@@ -92,7 +93,7 @@ class NmiServer:
 @asynccontextmanager
 async def nmi_server(
     *things: Pod | Assignment | ExceptionRule,
-    api: ApiSettings = ApiSettings(),
+    api: ApiSettings = DEFAULTS,
     patience: Patience = Patience(),
     namespaced: bool = False,
     following: bool = True,

@@ -232,8 +232,10 @@ def test_an_answer_escapes_what_the_pod_has_sent() -> None:
 TOKENS = {
     "all fields": (
         (("client_id", "c"), ("ext_expires_in", "86399"), ("resource", "r"), ("token_type", "Bearer")),
-        b'{"access_token":"t","client_id":"c","expires_in":"100","expires_on":"1100","ext_expires_in":"86399",'
-        b'"resource":"r","token_type":"Bearer"}',
+        (
+            b'{"access_token":"t","client_id":"c","expires_in":"100","expires_on":"1100","ext_expires_in":"86399",'
+            b'"resource":"r","token_type":"Bearer"}'
+        ),
     ),
     "no client ID": (
         (("resource", "r"),),

@@ -161,6 +161,7 @@ def test_a_custom_cloud_has_its_own_endpoints_and_audience(
         pytest.param(PRINCIPAL | {"cloud": ""}, ["cloud is missing", "AzureChinaCloud"], id="no cloud"),
         pytest.param(PRINCIPAL | {"cloud": "Azur"}, ["'Azur'", "AzurePublicCloud", "AzureStackCloud"], id="bad cloud"),
         pytest.param(PRINCIPAL | {"tenantId": ""}, ["tenantId is missing", "managed identity"], id="no tenant"),
+        pytest.param(PRINCIPAL | {"tenantId": "a b"}, ["tenantId is 'a b'", "domain name"], id="bad tenant"),
         pytest.param(PRINCIPAL | {"aadClientId": None}, ["aadClientId is missing"], id="no client"),
         pytest.param(PRINCIPAL | {"aadClientSecret": ""}, ["aadClientSecret is missing"], id="no secret"),
         pytest.param(PRINCIPAL | {"tenantId": 12}, ["tenantId", "quotes"], id="a number for a text"),

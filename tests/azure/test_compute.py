@@ -22,8 +22,7 @@ from azure.core.credentials import AccessToken
 from apps.sandbox.tls import server_context
 from podidentity_azure.cloud import Cloud
 from podidentity_azure.compute import Compute, translated
-from podidentity_azure.hosts import user_agent
-from podidentity_azure.transport import tls_context
+from podidentity_azure.tls import tls_context
 from podidentity_core.errors import (
     IdentitiesRefused,
     NotFound,
@@ -104,7 +103,7 @@ async def compute(
     for name in ("HTTPS_PROXY", "https_proxy", "AZURE_HTTP_USER_AGENT"):
         monkeypatch.delenv(name, raising=False)
     cloud = Cloud("Test", arm.url, "https://login.example/", "https://management.example/")
-    made = Compute(cloud, credential, tls_context(str(authority[1])), user_agent("1.2.3", "mine"))
+    made = Compute(cloud, credential, tls_context(str(authority[1])), "aad-pod-identity/MIC/1.2.3 mine")
     yield made
     await made.aclose()
 

@@ -12,10 +12,16 @@ from apps.sandbox.options import identity_id
 from apps.sandbox.sandbox import Sandbox
 from podidentity_azure.cloud import CLOUDS, AzureConfig
 from podidentity_azure.credentials import diverted_by, open_credential
-from podidentity_azure.transport import ca_bundle, tls_context
+from podidentity_azure.tls import ca_bundle, tls_context
 from podidentity_core.errors import ConfigurationError
 
 PUBLIC = CLOUDS["azurepubliccloud"]
+WORKLOAD = {
+    "AZURE_AUTHORITY_HOST": "https://login.example",
+    "AZURE_TENANT_ID": "t",
+    "AZURE_FEDERATED_TOKEN_FILE": "f",
+    "AZURE_CLIENT_ID": "c",
+}
 
 
 @pytest.mark.parametrize(
@@ -29,8 +35,8 @@ PUBLIC = CLOUDS["azurepubliccloud"]
         ({"IDENTITY_ENDPOINT": "http://x", "IDENTITY_HEADER": "h"}, ("IDENTITY_ENDPOINT", "IDENTITY_HEADER")),
         ({"IDENTITY_ENDPOINT": "http://x", "IMDS_ENDPOINT": "y"}, ("IDENTITY_ENDPOINT", "IMDS_ENDPOINT")),
         (
-            {"AZURE_TENANT_ID": "t", "AZURE_FEDERATED_TOKEN_FILE": "f"},
-            ("AZURE_TENANT_ID", "AZURE_FEDERATED_TOKEN_FILE"),
+            {"AZURE_AUTHORITY_HOST": "a", "AZURE_TENANT_ID": "t", "AZURE_FEDERATED_TOKEN_FILE": "f"},
+            ("AZURE_AUTHORITY_HOST", "AZURE_TENANT_ID", "AZURE_FEDERATED_TOKEN_FILE"),
         ),
     ],
 )
@@ -46,7 +52,7 @@ def test_variables_that_lead_away_from_the_node_are_known(environ: dict[str, str
         ({"IDENTITY_ENDPOINT": "http://x", "IDENTITY_HEADER": "h"}, "AppServiceCredential"),
         ({"IDENTITY_ENDPOINT": "http://x", "IMDS_ENDPOINT": "y"}, "AzureArcCredential"),
         (
-            {"AZURE_TENANT_ID": "t", "AZURE_FEDERATED_TOKEN_FILE": "f", "AZURE_CLIENT_ID": "c"},
+            WORKLOAD,
             "WorkloadIdentityCredential",
         ),
     ],

@@ -16,7 +16,7 @@ from apps.sandbox.hosts import Host as SandboxHost
 from apps.sandbox.options import identity_id
 from apps.sandbox.sandbox import Sandbox
 from podidentity_azure.cloud import AzureConfig, load_azure_config
-from podidentity_azure.hosts import AzureHosts, user_agent
+from podidentity_azure.hosts import AzureHosts
 from podidentity_core.errors import (
     ConfigurationError,
     Conflict,
@@ -46,7 +46,7 @@ def config(sandbox: Sandbox) -> AzureConfig:
 
 
 def opened(config: AzureConfig, meter: Any, environ: Mapping[str, str]) -> AzureHosts:
-    return AzureHosts(config, clock=SystemClock(), meter=meter, agent=user_agent("0"), environ=environ)
+    return AzureHosts(config, clock=SystemClock(), meter=meter, agent="test", environ=environ)
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ async def test_a_write_of_somebody_else_between_read_and_write_is_a_conflict(
     sandbox.faults.add(Fault("arm", method="PATCH", latency_s=0.3))
     change = asyncio.create_task(hosts.change(host, add=[web], remove=[]))
     async with asyncio.timeout(20):
-        while not sandbox.faults.seen("arm", "GET"):
+        while not sandbox.faults.seen("arm", "GET"):  # noqa: ASYNC110  -- a server's record has no event
             await asyncio.sleep(0.005)
 
     state.etag += 1
@@ -154,14 +154,14 @@ async def test_a_throttled_host_says_how_long_and_is_asked_once(
     assert len(sandbox.faults.seen("arm", "PATCH")) == 1
 
 
-@pytest.mark.parametrize("action", ["close"])
 async def test_a_lost_answer_is_a_passing_trouble_and_the_next_try_finds_the_work_done(
-    sandbox: Sandbox, hosts: AzureHosts, host: Host, web: IdentityResource, action: str
+    sandbox: Sandbox, hosts: AzureHosts, host: Host, web: IdentityResource
 ) -> None:
-    sandbox.faults.add(Fault("arm", method="GET", match="/operations/", times=4, action=action))
+    sandbox.faults.add(Fault("arm", match="/operations/", times=None, action="close"))
 
     with pytest.raises(TransientError):
         await hosts.change(host, add=[web], remove=[])
+    sandbox.faults.clear()
     result = await hosts.change(host, add=[web], remove=[])
 
     assert result.attached == {web}
@@ -227,7 +227,7 @@ async def test_a_new_configuration_counts_from_the_next_call_and_cuts_no_other_o
     sandbox.entra.register(config.tenant_id, "another", "s3cret")
     change = asyncio.create_task(hosts.change(host, add=[web], remove=[]))
     async with asyncio.timeout(20):
-        while not sandbox.azure.operations:
+        while not sandbox.azure.operations:  # noqa: ASYNC110  -- nor has its state
             await asyncio.sleep(0.005)
 
     await hosts.reconfigure(replace(config, client_id="another", client_secret="s3cret"))

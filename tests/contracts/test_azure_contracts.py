@@ -14,7 +14,7 @@ from apps.sandbox.identity_rules import HostIdentity
 from apps.sandbox.options import identity_id, scale_set_nodes, vm_id
 from apps.sandbox.sandbox import NodeSpec, Sandbox, SandboxOptions
 from podidentity_azure.cloud import load_azure_config
-from podidentity_azure.hosts import AzureHosts, user_agent
+from podidentity_azure.hosts import AzureHosts
 from podidentity_azure.imds import ImdsTokens
 from podidentity_core.errors import Throttled, TransientError
 from podidentity_core.model import Identity
@@ -37,7 +37,7 @@ class FakeHostWorld:
 
     def __init__(self) -> None:
         self.clock = SystemClock()
-        self.hosts = FakeHosts(self.clock, duration_s=0.05)
+        self.hosts = FakeHosts(self.clock, duration_s=OPERATION_S)
 
     def identity(self, name: str) -> IdentityResource:
         return builders.resource(name)
@@ -128,7 +128,7 @@ class TestAzureHosts(HostIdentitiesContract):
                 config,
                 clock=SystemClock(),
                 meter=PrometheusMeter(),
-                agent=user_agent("0"),
+                agent="test",
                 environ=sandbox.client_environment,
             )
             yield SandboxHostWorld(sandbox, hosts, host_of(node.provider_id))

@@ -8,6 +8,7 @@ import os
 import signal
 from asyncio.subprocess import PIPE, Process
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from podidentity_core.errors import RefusedError, TransientError
 
@@ -40,21 +41,30 @@ async def run(*command: str, stdin: str = "", deadline_s: float) -> Finished:
     try:
         # A session of its own: whatever the program starts is ended with it, and a Ctrl-C in the terminal that meets
         # NMI does not end a half-done command.
-        process = await asyncio.create_subprocess_exec(
-            *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True
-        )
+        with _readable(stdin) as source:
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=source, stdout=PIPE, stderr=PIPE, start_new_session=True
+            )
     except FileNotFoundError as error:
         raise RefusedError(f"the program {command[0]} is not on PATH: install it in the image") from error
     except OSError as error:
         raise TransientError(f"cannot start {command[0]}: {error.strerror or error}") from error
     try:
         async with asyncio.timeout(deadline_s):
-            out, err = await process.communicate(stdin.encode())
+            out, err = await process.communicate()
     except TimeoutError as error:
         raise TransientError(f"{command[0]} did not finish within {deadline_s:g} s and was ended") from error
     finally:
         await _end(process)
     return Finished(command[0], process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace"))
+
+
+def _readable(text: str) -> BinaryIO:
+    """Return a file in memory that holds *text*: a pipe breaks when the program ends before it has read everything."""
+    file = os.fdopen(os.memfd_create("stdin"), "w+b")
+    file.write(text.encode())
+    file.seek(0)
+    return file
 
 
 async def _end(process: Process) -> None:
