@@ -52,7 +52,7 @@ class NotFound(RefusedError):
 class IdentitiesRefused(RefusedError):
     """A host refused a change because of some of its identities.
 
-    *resource_ids* are the refused ones as the server wrote them; empty when the server named none. The rest of
+    *resource_ids* are the refused ones as they were sent; empty when the server named none. The rest of
     the change was not applied either.
     """
 

@@ -155,7 +155,8 @@ class AssignmentState(Enum):
 class Assignment:
     """An AzureAssignedIdentity: this pod, on this node, may use this identity because of this binding.
 
-    *preexisting*: the identity was on the host before MIC first wrote it, so MIC never removes it.
+    *preexisting*: the identity was on the host before MIC first wrote it, so MIC never removes it. *host* is the host
+    as MIC noted it, for the day when the node is gone; None where the original wrote the assignment.
     *origin* is the adapter's own record of the stored object; None while it is only planned.
     """
 
@@ -170,6 +171,7 @@ class Assignment:
     resource_version: str = ""
     deleting: bool = False
     preexisting: bool = False
+    host: Host | None = None
     origin: Any = field(default=None, compare=False, repr=False)
 
     @property

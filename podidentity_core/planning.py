@@ -125,7 +125,7 @@ def _plan_match(view: ClusterView, pod: Pod, match: Match, stored: Assignment | 
     if stored is None:
         steps.create.append(wanted)
         return
-    same_place = view.host(stored.node) == view.host(pod.node) and _resource(stored) == _resource(wanted)
+    same_place = view.host_of(stored) == view.host(pod.node) and _resource(stored) == _resource(wanted)
     wanted = replace(wanted, preexisting=stored.preexisting and same_place)
     if stored.deleting:
         steps.delete.append(stored)
@@ -235,7 +235,7 @@ class Planner:
         return tuple(claims)
 
     def _claim(self, assignment: Assignment, part: str, claims: list[_Claim]) -> None:
-        host = self._view.host(assignment.node)
+        host = self._view.host_of(assignment)
         resource = assignment.identity.host_resource
         if host is not None and resource is not None:
             immutable = self._rules.immutable

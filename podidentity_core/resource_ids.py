@@ -127,3 +127,23 @@ def host_of(provider_id: str) -> Host:
         )
     kind = HostKind.SCALE_SET if found["set"] else HostKind.VM
     return Host(kind, found["subscription"], found["group"], found["set"] or found["vm"])
+
+
+_HOST_ID = re.compile(
+    rf"/subscriptions/(?P<subscription>{_NAME})/resourceGroups/(?P<group>{_NAME})"
+    rf"/providers/Microsoft\.Compute/(?P<type>virtualMachines|virtualMachineScaleSets)/(?P<name>{_NAME})",
+    re.IGNORECASE,
+)
+
+
+def parse_host(text: str) -> Host:
+    """Read the resource ID of a VM or a scale set, as `Host.resource_id` gives it.
+
+    Raises:
+        InvalidResourceId: when it is none.
+    """
+    found = _HOST_ID.fullmatch(text)
+    if found is None:
+        raise InvalidResourceId(f"invalid resource id: {text!r} is neither a virtual machine nor a scale set")
+    kind = HostKind.VM if found["type"].lower() == HostKind.VM.value.lower() else HostKind.SCALE_SET
+    return Host(kind, found["subscription"], found["group"], found["name"])

@@ -81,6 +81,10 @@ class ClusterView:
         found = self._hosts.get(node)
         return found.host if found else None
 
+    def host_of(self, assignment: Assignment) -> Host | None:
+        """The host of an assignment's node; of a node that is not known, the one that MIC has noted."""
+        return self.host(assignment.node) or assignment.host
+
     def has_node(self, name: str) -> bool:
         """Whether the node exists now."""
         return name in self._nodes

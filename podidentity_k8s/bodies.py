@@ -19,6 +19,7 @@ from podidentity_k8s.wire import (
     BEHAVIOR_ANNOTATION,
     FINALIZER,
     GROUP_VERSION,
+    HOST_ANNOTATION,
     NAMESPACED,
     NODE_LABEL,
     PREEXISTING_ANNOTATION,
@@ -56,6 +57,8 @@ def _assignment(named: Assignment, content: Assignment, kept: StoredMeta) -> dic
     annotations = dict(kept.annotations)
     if content.preexisting:
         annotations[PREEXISTING_ANNOTATION] = "true"
+    if content.host is not None:
+        annotations[HOST_ANNOTATION] = content.host.resource_id
     metadata = {
         "name": named.name,
         "namespace": named.namespace,

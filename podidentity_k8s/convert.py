@@ -26,10 +26,18 @@ from podidentity_core.model import (
     Unusable,
 )
 from podidentity_core.reasons import Reason, because
-from podidentity_core.resource_ids import IdentityResource, InvalidResourceId, host_of, parse_identity_resource
+from podidentity_core.resource_ids import (
+    Host,
+    IdentityResource,
+    InvalidResourceId,
+    host_of,
+    parse_host,
+    parse_identity_resource,
+)
 from podidentity_k8s.wire import (
     BEHAVIOR_ANNOTATION,
     FINALIZER,
+    HOST_ANNOTATION,
     NAMESPACED,
     PREEXISTING_ANNOTATION,
     Bare,
@@ -201,13 +209,27 @@ def assignment_of(wire: WireAssignment) -> Assignment:
         resource_version=meta.resource_version,
         deleting=meta.deletion_timestamp is not None,
         preexisting=annotations.get(PREEXISTING_ANNOTATION) == "true",
+        host=_host(annotations.get(HOST_ANNOTATION, "")),
         origin=_stored_meta(wire),
     )
 
 
+_OWN_ANNOTATIONS = frozenset({PREEXISTING_ANNOTATION, HOST_ANNOTATION})
+"""What stands in fields of the assignment, and is written from there."""
+
+
+@lru_cache(maxsize=4096)
+def _host(text: str) -> Host | None:
+    """The host that was noted; a note that cannot be read is none."""
+    try:
+        return parse_host(text) if text else None
+    except InvalidResourceId:
+        return None
+
+
 def _stored_meta(wire: WireAssignment) -> StoredMeta:
     meta = wire.metadata
-    annotations = {name: value for name, value in (meta.annotations or {}).items() if name != PREEXISTING_ANNOTATION}
+    annotations = {name: value for name, value in (meta.annotations or {}).items() if name not in _OWN_ANNOTATIONS}
     stored = StoredMeta(annotations, tuple(meta.finalizers or ()), tuple(meta.owner_references or ()))
     return _AS_CREATED if stored == _AS_CREATED else stored
 

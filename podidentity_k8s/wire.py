@@ -15,6 +15,7 @@ GROUP_VERSION = "aadpodidentity.k8s.io/v1"
 BEHAVIOR_ANNOTATION = "aadpodidentity.k8s.io/Behavior"
 NAMESPACED = "namespaced"
 PREEXISTING_ANNOTATION = "aadpodidentity.k8s.io/preexisting"
+HOST_ANNOTATION = "aadpodidentity.k8s.io/host"
 NODE_LABEL = "nodename"
 FINALIZER = "azureassignedidentity.finalizers.aadpodidentity.k8s.io"
 

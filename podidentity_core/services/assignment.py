@@ -155,8 +155,9 @@ class AssignmentService:
 
     def _can_go_on(self, plan: PodPlan) -> bool:
         """Whether some assignment of a pod need not wait for its host any longer."""
+        planned = (*plan.create, *(update.wanted for update in plan.update))
         return (
-            any(self._may_be_stored(wanted) for wanted in plan.create)
+            any(self._may_be_stored(wanted) for wanted in planned)
             or any(self._next_for_wanted(kept) is Next.ASSIGN for kept in plan.keep)
             or any(self._next_for_unwanted(assignment) is Next.RELEASE for assignment in plan.delete)
         )
@@ -171,20 +172,25 @@ class AssignmentService:
         return record is None or wanted.identity.host_resource is None or record.usable is not None
 
     def _next_for_unwanted(self, assignment: Assignment) -> Next:
-        host = self._view.host(assignment.node)
+        host = self._view.host_of(assignment)
         if host is None:
             return Next.RELEASE
         return next_for_unwanted(assignment, self._host_worker.needs(host), self._host_worker.record(host).usable)
 
     def _record(self, assignment: Assignment) -> HostRecord | None:
-        host = self._view.host(assignment.node)
+        host = self._view.host_of(assignment)
         return self._host_worker.record(host) if host is not None else None
 
     def _in_first_state(self, wanted: Assignment) -> Assignment:
         """*wanted* as it is first stored: usable at once if its host has the identity already."""
         ready = self._next_for_wanted(replace(wanted, state=AssignmentState.CREATED)) is Next.ASSIGN
         state = AssignmentState.ASSIGNED if ready else AssignmentState.CREATED
-        return replace(wanted, state=state, preexisting=wanted.preexisting or self._is_foreign(wanted))
+        return replace(
+            wanted,
+            state=state,
+            preexisting=wanted.preexisting or self._is_foreign(wanted),
+            host=self._view.host(wanted.node),
+        )
 
     async def _pod_turn(self, pod: Key) -> None:
         """Do for one pod what can be done now. One failure does not stop the rest; the first is raised at the end."""
@@ -243,7 +249,7 @@ class AssignmentService:
         It is an assignment that nobody wants, in a state that NMI does not serve.
         """
         old, new = update.stored, update.wanted
-        same_host = self._view.host(old.node) == self._view.host(new.node)
+        same_host = self._view.host_of(old) == self._view.host_of(new)
         same_place = same_host and old.identity.host_resource == new.identity.host_resource
         if same_place or self._next_for_unwanted(old) is Next.RELEASE:
             return None
@@ -304,7 +310,7 @@ class AssignmentService:
         self._planner.refresh(self._view.apply(Seen(assignment)))
 
     def _ask_host(self, assignment: Assignment) -> None:
-        if (host := self._view.host(assignment.node)) is not None:
+        if (host := self._view.host_of(assignment)) is not None:
             self._host_turns.add(host)
 
     def _is_foreign(self, assignment: Assignment) -> bool:

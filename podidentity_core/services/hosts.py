@@ -121,7 +121,7 @@ class HostWorker:
             for assignment in self._view.assignments_of(pod)
             if assignment.identity.host_resource is not None
             and not assignment.preexisting
-            and self._view.host(assignment.node) == host
+            and self._view.host_of(assignment) == host
         )
         desk.record.learn(state.attached, claimed)
 
@@ -200,7 +200,7 @@ class HostWorker:
             for assignment in (*plan.keep, *plan.create):
                 resource = assignment.identity.host_resource
                 waits = assignment.state in (AssignmentState.CREATED, AssignmentState.UNASSIGNED)
-                if waits and resource is not None and concerns(resource) and self._view.host(assignment.node) == host:
+                if waits and resource is not None and concerns(resource) and self._view.host_of(assignment) == host:
                     yield assignment
 
     def _report(self, assignments: Iterable[Assignment], error: PodIdentityError, reason: Reason) -> None:
