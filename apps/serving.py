@@ -75,7 +75,7 @@ async def start_server(app: Application, host: str, port: int, *, flag: str, dat
         lifespan="off",
         interface="asgi3",
         log_config=None,
-        log_level=logging.WARNING,
+        log_level=logging.ERROR,  # what a malformed request makes it say, any pod could make it say all day
         access_log=False,
         proxy_headers=False,  # or a pod could choose its own address with X-Forwarded-For
         server_header=False,

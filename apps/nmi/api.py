@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI
 
@@ -28,7 +28,9 @@ log = logging.getLogger(__name__)
 CLIENT_GONE = 499
 """What log and metric say when the client did not wait for the answer; nobody receives it."""
 
-Passthrough = Callable[[str, Scope, Send], Awaitable[int]]
+T = TypeVar("T")
+
+Passthrough = Callable[[str, Scope, Send], Coroutine[Any, Any, int]]
 """Sends a request on to the real metadata service, at this path, and its answer back; returns the status."""
 
 
@@ -89,7 +91,7 @@ class MetadataEndpoint:
             return
         refusal = self._refusal(path, scope)
         if refusal is None:
-            await self._passthrough(path.canonical, scope, send)
+            await _while_connected(self._passthrough(path.canonical, scope, send), receive)
             return
         log.warning(
             "refused req.method=%s reg.path=%r req.remote=%s, error: %s",
@@ -105,7 +107,7 @@ class MetadataEndpoint:
         if isinstance(request, Explanation):
             return await self._deny(send, Denied(request), "")
         try:
-            result = self._service.at_once(_address(scope), request) or await self._while_connected(
+            result = self._service.at_once(_address(scope), request) or await _while_connected(
                 self._service.answer(_address(scope), request), receive
             )
         except PodIdentityError as error:
@@ -118,19 +120,6 @@ class MetadataEndpoint:
             return await self._deny(send, result, request.resource)
         await _send(send, token_answer(result.token, self._clock.wall_s()))
         return _granted(result, request)
-
-    async def _while_connected(
-        self, answer: Coroutine[Any, Any, Granted | Denied], receive: Receive
-    ) -> Granted | Denied | None:
-        """Return the answer, or None when the client has hung up: then nothing more is done for it."""
-        answering = asyncio.ensure_future(answer)
-        leaving = asyncio.ensure_future(_hung_up(receive))
-        try:
-            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-            return answering.result() if answering.done() else None
-        finally:
-            answering.cancel()
-            leaving.cancel()
 
     async def _deny(self, send: Send, denied: Denied, resource: str) -> _Outcome:
         answer = denial(denied.explanation, retry_after_header=self._settings.retry_after_header)
@@ -186,6 +175,18 @@ class MetadataEndpoint:
             outcome.resource or "-",
             outcome.detail,
         )
+
+
+async def _while_connected(work: Coroutine[Any, Any, T], receive: Receive) -> T | None:
+    """Return what *work* returns, or None when the client has hung up: then nothing more is done for it."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_hung_up(receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        working.cancel()
+        leaving.cancel()
 
 
 async def _hung_up(receive: Receive) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from apps.sandbox.resources import CRDS, NAMESPACES, PODS, SECRETS, Registry, Resource, resource_of
 from apps.sandbox.status import Cause, StatusError, invalid, not_found
-from apps.sandbox.store import Body, Store, Stored, timestamp
+from apps.sandbox.store import Store, timestamp
+from apps.sandbox.versions import Body, Stored
 
 NAMESPACES_AT_START = ("default", "kube-system", "kube-public", "kube-node-lease")
 

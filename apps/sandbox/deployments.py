@@ -10,7 +10,8 @@ from typing import Any
 from apps.sandbox.cluster import Cluster
 from apps.sandbox.resources import DEPLOYMENTS, PODS
 from apps.sandbox.status import StatusError
-from apps.sandbox.store import Body, Stored, timestamp
+from apps.sandbox.store import timestamp
+from apps.sandbox.versions import Body, Stored
 
 _HASH = "pod-template-hash"
 

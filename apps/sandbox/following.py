@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from apps.sandbox.resources import Resource
 from apps.sandbox.status import StatusError
-from apps.sandbox.store import Store, Stored
+from apps.sandbox.store import Store
+from apps.sandbox.versions import Stored
 
 
 async def follow(store: Store, resource: Resource, reconcile: Callable[[Stored, bool], None]) -> None:

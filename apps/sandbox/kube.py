@@ -27,8 +27,8 @@ from apps.sandbox.status import (
     unknown_path,
     unsupported_media_type,
 )
-from apps.sandbox.store import Body, Stored
 from apps.sandbox.tables import table, wants_table
+from apps.sandbox.versions import Body, Stored
 from apps.sandbox.watching import Lists, Watch, wanted
 
 _PUBLIC = ("/version", "/healthz", "/livez", "/readyz")

@@ -19,7 +19,8 @@ from apps.sandbox.options import Program
 from apps.sandbox.podlog import PodLog
 from apps.sandbox.resources import DEPLOYMENTS, NODES, PODS
 from apps.sandbox.status import StatusError
-from apps.sandbox.store import Body, Stored, timestamp
+from apps.sandbox.store import timestamp
+from apps.sandbox.versions import Body, Stored
 
 _STOP_S = 1.0  # what processes get between SIGTERM and SIGKILL when the sandbox ends
 _READ_BYTES = 65_536
@@ -54,6 +55,7 @@ class Nodes:
         self._images = images
         self._numbers = itertools.count(1)
         self._runs: dict[str, _Run] = {}
+        self._placed: dict[str, str] = {}  # uid of a pod to the node that was chosen for it
         self._logs: dict[tuple[str, str], PodLog] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._deployments = Deployments(cluster)
@@ -82,6 +84,8 @@ class Nodes:
         self._deployments.reconcile_owner(held)
         pod = held.body
         run = self._runs.get(pod["metadata"]["uid"])
+        if is_gone:
+            self._placed.pop(pod["metadata"]["uid"], None)
         if is_gone or "deletionTimestamp" in pod["metadata"]:
             self._end(pod, run, is_gone)
         elif not pod["spec"].get("nodeName"):
@@ -95,8 +99,8 @@ class Nodes:
         names = [node.name for node in nodes if node.name in self._addresses]
         if not names:
             return
-        load = Counter(pod.fields.get("spec.nodeName", "") for pod in self._cluster.store.list(PODS))
-        chosen = min(names, key=lambda name: load[name])
+        load = Counter(self._placed.values())
+        chosen = self._placed[held.body["metadata"]["uid"]] = min(names, key=lambda name: load[name])
 
         def bind(pod: Body) -> None:
             pod["spec"]["nodeName"] = chosen

@@ -11,7 +11,6 @@ import json
 import uuid
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,36 +18,7 @@ from apps.sandbox.resources import Resource
 from apps.sandbox.schema import admit
 from apps.sandbox.selectors import EVERYTHING, Selector
 from apps.sandbox.status import Cause, already_exists, conflict, expired, invalid, not_found
-
-Body = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """One version of an object; *raw* is its JSON, *prefix* the length of the part that a list item lacks."""
-
-    namespace: str
-    name: str
-    version: int
-    raw: bytes
-    prefix: int
-    labels: Mapping[str, str]
-    fields: Mapping[str, str]
-
-    @property
-    def body(self) -> Body:
-        """Return a fresh copy that the caller may change."""
-        decoded: Body = json.loads(self.raw)
-        return decoded
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """A change: ADDED, MODIFIED or DELETED; *before* is the version that it replaced or ended."""
-
-    type: str
-    now: Stored
-    before: Stored | None = None
+from apps.sandbox.versions import Body, Event, Stored, stored
 
 
 class _Log:
@@ -179,7 +149,7 @@ class Store:
             admit(resource, body)
         self.version += 1
         body["metadata"]["resourceVersion"] = str(self.version)
-        now = _stored(resource, body, self.version)
+        now = stored(resource, body, self.version)
         if kind == "DELETED":
             del self._of(resource)[now.namespace, now.name]
         else:
@@ -286,25 +256,3 @@ def _content(resource: Resource, body: Mapping[str, Any]) -> Body:
 
 def _grace(meta: Mapping[str, Any]) -> int:
     return int(meta.get("deletionGracePeriodSeconds") or 0)
-
-
-def _stored(resource: Resource, body: Body, version: int) -> Stored:
-    head = {"apiVersion": resource.api_version, "kind": resource.kind}
-    rest = {key: value for key, value in body.items() if key not in head}
-    raw = json.dumps({**head, **rest}, separators=(",", ":"), ensure_ascii=False).encode()
-    meta = body["metadata"]
-    namespace = meta.get("namespace", "")
-    fields = {"metadata.name": meta["name"], "metadata.namespace": namespace}
-    fields |= {path: text for path in resource.fields if (text := _field(body, path))}
-    prefix = len(json.dumps(head, separators=(",", ":")))
-    return Stored(namespace, meta["name"], version, raw, prefix, meta.get("labels") or {}, fields)
-
-
-def _field(body: Any, path: str) -> str:
-    for part in path.split("."):
-        if not isinstance(body, Mapping):
-            return ""
-        body = body.get(part)
-    if isinstance(body, bool):
-        return str(body).lower()
-    return "" if body is None else str(body)

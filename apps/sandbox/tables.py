@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from apps.sandbox.resources import Column, Resource
-from apps.sandbox.store import Stored
+from apps.sandbox.versions import Stored
 
 Body = Mapping[str, Any]
 Cell = Callable[[Body], Any]

@@ -16,8 +16,9 @@ from apps.sandbox.resources import Resource
 from apps.sandbox.selectors import Selector, selector
 from apps.sandbox.serving import Receive, Send
 from apps.sandbox.status import StatusError, bad_request, expired
-from apps.sandbox.store import Event, Store, Stored
+from apps.sandbox.store import Store
 from apps.sandbox.tables import table
+from apps.sandbox.versions import Event, Stored
 
 Query = Mapping[str, str]
 _MOST_PAGES = 64

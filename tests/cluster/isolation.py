@@ -20,7 +20,7 @@ from tests.cluster.errors import MachineLacks
 
 RUN = Path("/run/podidentity")  # on the run's own tmpfs: keys, tokens and etcd's data never reach a disk
 
-TOOLS = {"ip": "iproute2", "nsenter": "util-linux", "iptables": "iptables", "conntrack": "conntrack"}
+TOOLS = {"mount": "mount", "ip": "iproute2", "nsenter": "util-linux", "iptables": "iptables", "conntrack": "conntrack"}
 
 CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET = 0x00020000, 0x20000000, 0x40000000
 PR_SET_PDEATHSIG = 1

@@ -1,0 +1,17 @@
+"""What the tests of the programs share."""
+
+from collections.abc import AsyncIterator
+
+import pytest_asyncio
+
+from tests.apps.stage import Stage, stage
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared() -> AsyncIterator[Stage]:
+    """A sandbox with MIC and NMI at work, one for all tests of a module: each makes its own identities and pods."""
+    async with stage() as started:
+        mic = await started.mic()
+        await started.nmi()
+        await mic.line("pod cache synchronized")
+        yield started
