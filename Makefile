@@ -44,5 +44,5 @@ lock: $(READY)  ## Choose new versions of all dependencies
 	@$(PY) -m pip install --quiet uv
 	@$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --all-extras pyproject.toml -o requirements.lock
 
-clean:  ## Remove what the targets made
-	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache *.egg-info
+clean:  ## Remove what the targets made, but for the API server in .cache
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -11,10 +11,10 @@ import argparse
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import Never
 
 import httpx
 import jwt
@@ -28,15 +28,13 @@ METADATA = "http://169.254.169.254"
 RESOURCE_MANAGER = "https://management.azure.com"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run all steps again and again until SIGTERM; returns 0."""
+def main(argv: Sequence[str] | None = None) -> Never:
+    """Run all steps again and again until SIGTERM."""
     options = _parser().parse_args(argv)
-    ended = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # also in the middle of a wait for a token
     while True:
         _run_all(options)
-        if ended.wait(options.interval_s):
-            return 0
+        time.sleep(options.interval_s)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -129,4 +127,4 @@ def _session_from(address: str) -> Session:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -107,9 +107,9 @@ class MetadataEndpoint:
         if isinstance(request, Explanation):
             return await self._deny(send, Denied(request), "")
         try:
-            result = self._service.at_once(_address(scope), request) or await _while_connected(
-                self._service.answer(_address(scope), request), receive
-            )
+            result: Granted | Denied | None = self._service.at_once(_address(scope), request)
+            if result is None:
+                result = await _while_connected(self._service.answer(_address(scope), request), receive)
         except PodIdentityError as error:
             answer = failure(error)
             await _send(send, answer)

@@ -20,7 +20,7 @@ from tests.apps.raw_http import Reply, request, send
 CRDS = tuple(sorted((Path(__file__).parents[2] / "deploy/chart/crds").glob("*.yaml")))
 VAULT = "https://vault.azure.net"
 API = "aadpodidentity.k8s.io/v1"
-ABSENT_S = 3
+ABSENT_S = 2
 """How long NMI holds a request of a pod for which there is no assignment."""
 
 
@@ -47,6 +47,10 @@ class Stage:
             f"{body['spec']['pod']}/{body['spec']['azureIdentityRef']['metadata']['name']}": body["status"]["status"]
             for body in self.sandbox.cluster.objects("azureassignedidentities")
         }
+
+    def forget_polls(self) -> None:
+        """Let ARM forget how often it was asked: MIC asks less often the less is left of a host's budget."""
+        self.sandbox.arm._limits._levels.clear()
 
     async def mic(self, *flags: str) -> Daemon:
         """Start a MIC, which ends with the stage."""
@@ -88,6 +92,13 @@ class Stage:
 
         return str(await until(address, f"an address of pod {name}"))
 
+    def identity_named(self, name: str) -> UserAssigned:
+        return self.sandbox.azure.identities[identity_id(name).lower()]
+
+    def delete(self, plural: str, name: str) -> None:
+        cluster = self.sandbox.cluster
+        cluster.delete(cluster.registry.named(plural), "default", name)
+
     def delete_pod(self, name: str) -> None:
         self.sandbox.cluster.delete(PODS, "default", name, 0)
 
@@ -104,6 +115,11 @@ class Stage:
             for entry in seen
             if entry.method != "GET" and entry.at >= since and entry.status < 300
         ]
+
+    def events(self, since: float = 0.0) -> list[str]:
+        """Every write of an Event that the API server has taken since *since*."""
+        seen = self.sandbox.faults.seen("kube", match="/events")
+        return [entry.method for entry in seen if entry.method != "GET" and entry.at >= since and entry.status < 300]
 
     def patches(self, since: float = 0.0) -> list[Operation]:
         """The operations that were begun since *since*."""

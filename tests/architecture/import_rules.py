@@ -51,9 +51,9 @@ RULES = (
     Rule("apps.nmi", (*_SHARED, *_WEB), _OTHERS),
     Rule("apps.nmi.bootstrap", (*_SHARED, *_ADAPTERS, *_WEB), _OTHERS),
     Rule("apps.sandbox", ("apps.sandbox", *_WEB, "aiohttp", "jwt", "cryptography", "yaml")),
-    Rule("apps.demo", ("apps.demo", "azure.identity", "azure.core", "httpx", "aiohttp")),
+    # A pod's own application, which knows nothing of the project: any client library may be its own.
+    Rule("apps.demo", ("apps.demo", "azure.identity", "azure.core", "httpx", "jwt", "requests")),
     Rule("apps.ctl", (*_SHARED, "aiohttp", "httpx", "yaml"), _OTHERS - {"apps.sandbox"}),
-    Rule("apps.ctl.bootstrap", (*_SHARED, *_ADAPTERS), _OTHERS - {"apps.sandbox"}),
 )
 """The rule of the longest package name that fits a module is the module's. A program may import its own modules."""
 

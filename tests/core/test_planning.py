@@ -130,25 +130,24 @@ def needs(things: Sequence[Thing], host: Host, rules: Rules = Rules()) -> HostNe
 
 def test_nodes_of_one_scale_set_share_its_needs_whatever_their_letters() -> None:
     third = pod("p3", node="n3")
-    got = needs([*ON_POOL, P1, P2, IDENTITY, BINDING, assignment(third)], scale_set())
+    got = needs([*ON_POOL, P1, P2, IDENTITY, BINDING, assignment(P2), assignment(third)], scale_set())
 
-    assert (got.needed, got.leaving) == ({resource()}, {resource()})
+    assert (got.needed, got.planned, got.leaving) == ({resource()}, {resource()}, {resource()})
 
 
 def test_a_scale_set_and_a_vm_of_one_name_do_not_mix() -> None:
     things = [node("n1", host=vm("pool")), *ON_POOL[1:], P1, IDENTITY, BINDING, assignment(P2)]
 
-    assert needs(things, vm("pool")).needed == {resource()}
-    assert needs(things, scale_set()).needed == frozenset()
-    assert needs(things, scale_set()).leaving == {resource()}
+    assert needs(things, vm("pool")) == HostNeeds(vm("pool"), planned=frozenset({resource()}))
+    assert needs(things, scale_set()) == HostNeeds(scale_set(), leaving=frozenset({resource()}))
 
 
 def test_scale_sets_of_one_name_in_two_groups_do_not_mix() -> None:
     other = Host(HostKind.SCALE_SET, scale_set().subscription, "another-group", "pool")
     things = [ON_POOL[0], node("n2", host=other), P1, IDENTITY, BINDING]
 
-    assert needs(things, scale_set()).needed == {resource()}
-    assert needs(things, other).needed == frozenset()
+    assert needs(things, scale_set()).planned == {resource()}
+    assert needs(things, other) == HostNeeds(other)
 
 
 def test_pods_of_one_name_in_two_namespaces_do_not_mix() -> None:
@@ -167,12 +166,16 @@ def test_two_identities_for_one_azure_identity_on_one_pod() -> None:
     assert (got.needed, got.leaving) == ({resource()}, {resource()})
 
 
-@pytest.mark.parametrize("immutable", [frozenset(), frozenset({client_id("web")})], ids=["mutable", "immutable"])
-def test_immutable_identities_are_kept(immutable: frozenset[str]) -> None:
-    upper = identity(client=client_id("web").upper())
-    got = needs([NODE, assignment(POD, upper)], vm(), Rules(immutable=immutable))
+@pytest.mark.parametrize(
+    ("immutable", "kept"),
+    [(set(), False), ({client_id("db"), resource("db").key}, False), ({client_id()}, True), ({resource().key}, True)],
+    ids=["none", "others", "by client ID", "by resource ID"],
+)
+def test_immutable_identities_are_kept(immutable: set[str], kept: bool) -> None:
+    upper = identity(client=client_id().upper(), resource_name="WEB")
+    got = needs([NODE, assignment(POD, upper)], vm(), Rules(immutable=frozenset(immutable)))
 
-    assert bool(got.kept) is bool(immutable)
+    assert bool(got.kept) is kept
 
 
 def test_a_foreign_identity_is_kept() -> None:
@@ -185,10 +188,22 @@ def test_an_assignment_on_a_node_that_nobody_knows_has_no_say() -> None:
     assert plan(ClusterView.of([STORED])).hosts == ()
 
 
+def test_an_assignment_that_notes_its_host_has_a_say_there_when_its_node_is_not_known() -> None:
+    assert needs([replace(STORED, host=vm("former"))], vm("former")).leaving == {resource()}
+    assert needs([NODE, replace(STORED, host=vm("former"))], vm()).leaving == {resource()}
+
+
 def test_an_update_lets_the_former_identity_leave() -> None:
     got = needs([POD, NODE, NEW_ID, BINDING, STORED], vm())
 
-    assert (got.needed, got.leaving) == ({resource("new")}, {resource("web")})
+    assert (got.needed, got.planned, got.leaving) == (frozenset(), {resource("new")}, {resource("web")})
+
+
+def test_an_identity_is_needed_once_its_assignment_is_stored() -> None:
+    things = [POD, NODE, IDENTITY, BINDING]
+
+    assert needs(things, vm()) == HostNeeds(vm(), planned=frozenset({resource()}))
+    assert needs([*things, STORED], vm()) == HostNeeds(vm(), needed=frozenset({resource()}))
 
 
 @pytest.mark.parametrize("namespaced", [False, True])
@@ -237,8 +252,8 @@ def test_a_host_needs_what_its_pods_may_use_and_loses_nothing_of_it(seed: int) -
         for one in view.pods.values():
             for match in matches(one, view.bindings_by_selector, view.identities, namespaced=False).found:
                 if view.host(one.node) == need.host and match.identity.host_resource is not None:
-                    assert match.identity.host_resource in need.needed
-        assert need.kept <= need.needed | need.leaving
+                    assert match.identity.host_resource in need.needed | need.planned
+        assert need.kept <= need.needed | need.planned | need.leaving
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -63,6 +63,7 @@ def test_a_wanted_assignment_that_needs_nothing_on_the_host(
 
 FREE = HostNeeds(vm(), leaving=frozenset({A}))
 NEEDED = HostNeeds(vm(), needed=frozenset({A}), leaving=frozenset({A}))
+PLANNED = HostNeeds(vm(), planned=frozenset({A}), leaving=frozenset({A}))
 KEPT = HostNeeds(vm(), leaving=frozenset({A}), kept=frozenset({A}))
 
 UNWANTED = [
@@ -72,6 +73,9 @@ UNWANTED = [
     ("needed, on", NEEDED, ON, Next.RELEASE),
     ("needed, off", NEEDED, OFF, Next.RELEASE),
     ("needed, not known", NEEDED, NOT_KNOWN, Next.RELEASE),
+    ("planned, on", PLANNED, ON, Next.WAIT),
+    ("planned, off", PLANNED, OFF, Next.WAIT),
+    ("planned, not known", PLANNED, NOT_KNOWN, Next.WAIT),
     ("kept, on", KEPT, ON, Next.RELEASE),
     ("kept, not known", KEPT, NOT_KNOWN, Next.RELEASE),
     ("no host", None, NOT_KNOWN, Next.RELEASE),
@@ -97,6 +101,7 @@ class Change:
 
     write: HostChange
     needed: Set[IdentityResource] = frozenset()
+    planned: Set[IdentityResource] = frozenset()
     leaving: Set[IdentityResource] = frozenset()
     kept: Set[IdentityResource] = frozenset()
     usable: Set[IdentityResource] = frozenset()
@@ -123,7 +128,9 @@ CHANGES = {
     "what leaves and is kept stays": Change(HostChange(), leaving={A}, kept={A}, usable={A}),
     "what is kept and needed is added": Change(adds(A), needed={A}, kept={A}),
     "what nobody speaks of stays": Change(HostChange(), usable={C}),
-    "what is refused may leave": Change(removes(A), leaving={A}, usable={A}, refused={A}),
+    "what is refused is not removed": Change(removes(B), leaving={A, B}, usable={A, B}, refused={A}),
+    "what is only planned is not added": Change(adds(B), planned={A}, needed={B}),
+    "what leaves and is planned stays": Change(HostChange(), planned={A}, leaving={A}, usable={A}),
     "additions and removals go in one write": Change(
         HostChange(add=frozenset({B}), remove=frozenset({A})), needed={B}, leaving={A}, usable={A, C}
     ),
@@ -132,73 +139,89 @@ CHANGES = {
 
 @pytest.mark.parametrize("case", CHANGES.values(), ids=CHANGES)
 def test_the_write_to_a_host(case: Change) -> None:
-    needs = HostNeeds(vm(), frozenset(case.needed), frozenset(case.leaving), frozenset(case.kept))
+    parts = (case.needed, case.planned, case.leaving, case.kept)
+    needs = HostNeeds(vm(), *map(frozenset, parts))
 
-    change = host_change(needs, case.usable, refused=case.refused)
+    change = host_change(needs, frozenset(case.usable), refused=frozenset(case.refused))
 
     assert change == case.write
     assert bool(change) is (change != HostChange())
+
+
+def record(carries: Set[IdentityResource], *, claimed: Set[IdentityResource] = frozenset()) -> HostRecord:
+    """Make the record of a host that was read for the first time."""
+    new = HostRecord()
+    new.learn(frozenset(carries), claimed)
+    return new
 
 
 class TestWhoPutItThere:
     """`foreign` is what somebody else put on a host."""
 
     def test_what_was_there_at_first_is_foreign_unless_assignments_say_that_it_is_ours(self) -> None:
-        record = HostRecord()
+        got = record({A, B}, claimed={A, C})
 
-        record.learn(frozenset({A, B}), ours={A})
-
-        assert (record.usable, record.foreign) == ({A, B}, {B})
+        assert (got.usable, got.foreign, got.ours) == ({A, B}, {B}, {A})
 
     def test_what_our_write_added_is_ours(self) -> None:
-        record = HostRecord()
-        record.learn(frozenset({B}), ours=set())
+        got = record({B})
+        got.begin(adds(A))
+        got.end(frozenset({A, B}))
 
-        record.end(frozenset({A, B}), added={A})
+        assert (got.usable, got.foreign) == ({A, B}, {B})
 
-        assert (record.usable, record.foreign) == ({A, B}, {B})
+    def test_what_our_write_added_is_ours_also_if_its_answer_was_lost(self) -> None:
+        got = record(set())
+        got.begin(adds(A))
+        got.forget()
+        got.learn(frozenset({A}), frozenset())
 
-    def test_what_somebody_added_while_ours_was_under_way_becomes_foreign_at_the_next_look(self) -> None:
-        record = HostRecord()
-        record.learn(frozenset(), ours=set())
-        record.end(frozenset({A}), added={A})
-        record.forget()
+        assert got.foreign == frozenset()
 
-        record.learn(frozenset({A, C}), ours={A})
+    def test_what_somebody_added_while_our_write_was_under_way_is_foreign(self) -> None:
+        got = record(set())
+        got.begin(adds(A))
+        got.end(frozenset({A, C}))
 
-        assert record.foreign == {C}
+        assert got.foreign == {C}
 
-    def test_what_somebody_took_away_is_foreign_no_longer(self) -> None:
-        record = HostRecord()
-        record.learn(frozenset({B}), ours=set())
-        record.forget()
-        record.learn(frozenset(), ours=set())
+    def test_what_appears_between_two_looks_is_foreign(self) -> None:
+        got = record({A}, claimed={A})
+        got.learn(frozenset({A, C}), {A})
 
-        record.end(frozenset({B}), added={B})
+        assert got.foreign == {C}
 
-        assert record.foreign == frozenset()
+    def test_what_somebody_took_away_and_we_add_is_ours(self) -> None:
+        got = record({B})
+        got.learn(frozenset(), frozenset())
+        got.begin(adds(B))
+        got.end(frozenset({B}))
 
-    def test_forgetting_what_is_there_does_not_make_ours_foreign(self) -> None:
-        record = HostRecord()
-        record.learn(frozenset({B}), ours=set())
-        record.end(frozenset({A, B}), added={A})
-        record.forget()
+        assert got.foreign == frozenset()
 
-        record.learn(frozenset({A, B}), ours={A})
+    def test_what_we_removed_and_somebody_adds_is_foreign(self) -> None:
+        got = record({A}, claimed={A})
+        got.begin(removes(A))
+        got.end(frozenset())
+        got.learn(frozenset({A}), frozenset())
 
-        assert record.foreign == {B}
+        assert got.foreign == {A}
 
     def test_what_a_write_removes_cannot_be_relied_on_while_it_is_under_way(self) -> None:
-        record = HostRecord()
-        record.learn(frozenset({A, B}), ours={A})
+        got = record({A, B}, claimed={A})
+        got.begin(removes(A))
 
-        record.begin({A})
-
-        assert record.usable == {B}
+        assert got.usable == {B}
 
     def test_a_write_to_a_host_that_is_not_known_leaves_it_not_known(self) -> None:
-        record = HostRecord()
+        got = HostRecord()
+        got.begin(removes(A))
 
-        record.begin({A})
+        assert got.usable is None
 
-        assert record.usable is None
+    def test_after_a_lost_answer_nothing_is_known_and_the_host_must_be_read(self) -> None:
+        got = record({A})
+        before = got.stale
+        got.forget()
+
+        assert (before, got.usable, got.stale) == (False, None, True)
