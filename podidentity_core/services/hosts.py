@@ -24,6 +24,11 @@ from podidentity_core.view import ClusterView
 
 log = logging.getLogger(__name__)
 
+GATHER_S = 0.3
+"""The longest wait for other assignments before a write: a second write would cost seconds, and Azure's patience."""
+NEXT_ROUND_S = 15.0
+"""When to go on after a round in which Azure refused one identity after another: a host bears 4 writes a minute."""
+
 
 @dataclass(frozen=True, slots=True)
 class HostLimits:
@@ -47,6 +52,7 @@ class _Refusal:
 class _HostDesk:
     record: HostRecord = field(default_factory=HostRecord)
     refusals: dict[IdentityResource, _Refusal] = field(default_factory=dict)
+    gathering_since_s: float | None = None
 
 
 class HostWorker:
@@ -102,13 +108,28 @@ class HostWorker:
         try:
             if desk.record.stale:
                 await self._learn(host, desk)
-            await self._change(host, desk)
+            if (gather_s := self._gather_s(host, desk)) > 0:
+                return gather_s
+            finished = await self._change(host, desk)
         except PodIdentityError as error:
             if isinstance(error, NotFound):
                 desk.record.learn(frozenset(), frozenset())
             self._report(self._waiting(host, lambda _: True), error, Reason.HOST_FAILS)
             raise
-        return self._next_look_s(host, desk)
+        return self._next_look_s(host, desk) if finished else NEXT_ROUND_S
+
+    def _gather_s(self, host: Host, desk: _HostDesk) -> float:
+        """How long to wait for assignments that are about to be stored, so that one write serves them all.
+
+        Whoever stores one asks for the host's turn again, which ends the wait.
+        """
+        now_s = self._clock.monotonic_s()
+        if not self._planner.host_needs(host).planned:
+            desk.gathering_since_s = None
+            return 0.0
+        if desk.gathering_since_s is None:
+            desk.gathering_since_s = now_s
+        return desk.gathering_since_s + GATHER_S - now_s
 
     def _desk(self, host: Host) -> _HostDesk:
         return self._desks.setdefault(host, _HostDesk())
@@ -125,12 +146,12 @@ class HostWorker:
         )
         desk.record.learn(state.attached, claimed)
 
-    async def _change(self, host: Host, desk: _HostDesk) -> None:
-        """Write until nothing is left to write, or only what Azure refuses."""
+    async def _change(self, host: Host, desk: _HostDesk) -> bool:
+        """Write until nothing is left to write but what Azure refuses; False if it refuses too much for one round."""
         for attempt in range(self._limits.retries + 1):
             change = self._wanted_change(host, desk)
             if not change or not self._lock.is_held():
-                return
+                return True
             if attempt:
                 await self._clock.sleep(self._limits.retry_interval_s)
             log.info(
@@ -141,9 +162,10 @@ class HostWorker:
             )
             try:
                 await self._write(host, desk, change)
-                return
+                return True
             except IdentitiesRefused as error:
                 self._quarantine(host, desk, change, error)
+        return False
 
     def _wanted_change(self, host: Host, desk: _HostDesk) -> HostChange:
         usable = desk.record.usable
@@ -164,6 +186,7 @@ class HostWorker:
             desk.record.forget()
             raise
         desk.record.end(state.attached)
+        desk.gathering_since_s = None
         self._meter.observe("mic_cycle_duration_seconds", self._clock.monotonic_s() - began_s)
         self._meter.count("mic_cycle_count")
         for resource in change.add | change.remove:

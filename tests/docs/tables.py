@@ -95,6 +95,8 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _default(flag: Flag) -> str:
     if flag.kind == "duration":
         return f"`{flag.default:g}s`"
+    if flag.kind == "float":
+        return f"`{flag.default:g}`"
     if flag.default == "":
         return ""
     return f"`{str(flag.default).lower() if flag.kind == 'bool' else flag.default}`"
