@@ -6,6 +6,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from apps.clock import SystemClock
@@ -51,50 +52,34 @@ async def connected(config: MicConfig, environ: Mapping[str, str]) -> AsyncItera
     Raises:
         ConfigurationError: a setting cannot be used.
     """
-    clock, meter, build = SystemClock(), PrometheusMeter(), installed()
+    build, tools = installed(), _Tools(SystemClock(), PrometheusMeter())
     agent = build.user_agent("MIC", config.custom_user_agent)
     azure = load_azure_config(config.cloudconfig or None, environ)
     credentials = await load_credentials(config.kubeconfig)
     async with AsyncExitStack() as stack:
         connection = await stack.enter_async_context(Connection(credentials, user_agent=agent))
-        limit = RateLimit(config.api_requests_per_s, burst=config.api_burst, clock=clock)
-        writes = KubeApi(connection, clock=clock, random=random.random, limit=limit)
-        reads = KubeApi(connection, clock=clock, random=random.random)
-        renewals = KubeApi(connection, clock=clock, random=random.random, retries=0)
-        events = await stack.enter_async_context(KubeEvents(reads, clock=clock))
-        hosts = AzureHosts(azure, clock=clock, meter=meter, agent=agent, environ=environ)
+        unlimited = tools.api(connection)
+        events = await stack.enter_async_context(KubeEvents(unlimited, clock=tools.clock))
+        hosts = AzureHosts(azure, clock=tools.clock, meter=tools.meter, agent=agent, environ=environ)
         stack.push_async_callback(hosts.aclose)
-        lock = LeaseLock(
-            renewals,
-            namespace=config.lease_namespace,
-            name=config.lease_name,
-            identity=config.lease_identity,
-            clock=clock,
-            random=random.random,
-            duration_s=config.lease_duration_s,
-            events=events,
-        )
+        lock = _lock(config, tools, connection, events)
+        limit = RateLimit(config.api_requests_per_s, burst=config.api_burst, clock=tools.clock)
         ports = AssignmentPorts(
-            cluster=KubeCluster(reads, mic_resources(), clock=clock, random=random.random),
-            store=KubeAssignments(writes),
+            cluster=KubeCluster(unlimited, mic_resources(), clock=tools.clock, random=random.random),
+            store=KubeAssignments(tools.api(connection, limit=limit)),
             hosts=hosts,
             events=events,
             lock=lock,
-            clock=clock,
-            meter=meter,
+            clock=tools.clock,
+            meter=tools.meter,
             chance=random.random,
         )
         settings = _settings(config, azure)
 
         async def prepare() -> None:
             if config.type_upgrade:
-                await mark_type_upgrade(
-                    reads,
-                    namespace=config.pod_namespace,
-                    config_map=config.config_map_name,
-                    key=config.type_upgrade_key,
-                    version=build.version,
-                )
+                mark = partial(mark_type_upgrade, config_map=config.config_map_name, key=config.type_upgrade_key)
+                await mark(unlimited, namespace=config.pod_namespace, version=build.version)
 
         async def take_up_azure_json() -> None:
             await hosts.reconfigure(load_azure_config(config.cloudconfig, environ))
@@ -103,9 +88,32 @@ async def connected(config: MicConfig, environ: Mapping[str, str]) -> AsyncItera
             lock=lock,
             prepare=prepare,
             work=lambda: AssignmentService(ports, settings).run(),
-            follow_azure_json=lambda: follow_file(config.cloudconfig, fingerprint, take_up_azure_json, clock),
-            meter=meter,
+            follow_azure_json=lambda: follow_file(config.cloudconfig, fingerprint, take_up_azure_json, tools.clock),
+            meter=tools.meter,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Tools:
+    clock: SystemClock
+    meter: PrometheusMeter
+
+    def api(self, connection: Connection, *, limit: RateLimit | None = None, retries: int = 2) -> KubeApi:
+        return KubeApi(connection, clock=self.clock, random=random.random, limit=limit, retries=retries)
+
+
+def _lock(config: MicConfig, tools: _Tools, connection: Connection, events: KubeEvents) -> LeaseLock:
+    """The lock's calls wait behind nobody's, and it repeats them itself."""
+    return LeaseLock(
+        tools.api(connection, retries=0),
+        namespace=config.lease_namespace,
+        name=config.lease_name,
+        identity=config.lease_identity,
+        clock=tools.clock,
+        random=random.random,
+        duration_s=config.lease_duration_s,
+        events=events,
+    )
 
 
 def _settings(config: MicConfig, azure: AzureConfig) -> AssignmentSettings:
