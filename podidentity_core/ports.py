@@ -7,7 +7,7 @@ implementation.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -151,6 +151,17 @@ class NodeTokenSource(Protocol):
 
     async def issue_for_node(self, selector: Selector | None, resource: str) -> AccessToken:
         """Fetch a token of the identity that *selector* names on this node, or of the node's default one."""
+        ...
+
+
+class SecretReader(Protocol):
+    """Reads Kubernetes Secrets."""
+
+    async def read(self, key: Key) -> Mapping[str, bytes]:
+        """Return the decoded data of one Secret, as it is now.
+
+        Raises `NotFound`, `PermissionRefused` when RBAC says no, and `TransientError`. No message holds any of the data.
+        """
         ...
 
 
