@@ -171,6 +171,7 @@ class Planner:
         self._plans: dict[Key, PodPlan] = {}
         self._claims: dict[Key, tuple[_Claim, ...]] = {}
         self._by_host: dict[Host, _HostClaims] = {}
+        self._revision = 0
 
     def refresh(self, pods: Iterable[Key]) -> set[Host]:
         """Plan *pods* again; returns the hosts whose needs may have changed."""
@@ -205,6 +206,11 @@ class Planner:
         """Pods whose assignments have a say about *host*."""
         claims = self._by_host.get(host)
         return tuple(claims.pods) if claims else ()
+
+    def revision(self, host: Host) -> int:
+        """A number that changes whenever the assignments' say about *host* does."""
+        claims = self._by_host.get(host)
+        return claims.revision if claims else 0
 
     def hosts(self) -> tuple[Host, ...]:
         """Hosts that some assignment has a say about."""
@@ -250,7 +256,9 @@ class Planner:
                 self._by_host[claim.host] = _HostClaims()
             self._by_host[claim.host].make(key, claim)
         hosts = {claim.host for claim in (*former, *claims)}
+        self._revision += 1
         for host in hosts:
+            self._by_host[host].revision = self._revision
             if not self._by_host[host].pods:
                 del self._by_host[host]
         return hosts
@@ -261,6 +269,7 @@ class _HostClaims:
 
     def __init__(self) -> None:
         self.pods: Counter[Key] = Counter()
+        self.revision = 0
         self._counts: dict[str, Counter[IdentityResource]] = {
             "needed": Counter(),
             "planned": Counter(),

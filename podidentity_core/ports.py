@@ -160,7 +160,7 @@ class SecretReader(Protocol):
     async def read(self, key: Key) -> Mapping[str, bytes]:
         """Return the decoded data of one Secret, as it is now.
 
-        Raises `NotFound`, `PermissionRefused` when RBAC says no, and `TransientError`. No message holds any of the data.
+        Raises `NotFound`, `PermissionRefused` when RBAC says no, and `TransientError`. No message holds any of it.
         """
         ...
 

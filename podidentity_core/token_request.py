@@ -48,8 +48,11 @@ _PARAMETERS = {
     "client_id": SelectorKind.CLIENT_ID,
     "msi_res_id": SelectorKind.RESOURCE_ID,
     "mi_res_id": SelectorKind.RESOURCE_ID,
+    "resource_id": SelectorKind.RESOURCE_ID,
     "object_id": SelectorKind.OBJECT_ID,
+    "principal_id": SelectorKind.OBJECT_ID,
 }
+"""IMDS's own names, adal's `mi_res_id`, and `resource_id`, which azure-identity's asyncio classes pass on as given."""
 _LONGEST_QUERY = 8192
 
 

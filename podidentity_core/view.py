@@ -154,6 +154,8 @@ class ClusterView:
         _swap(self.assignments, key, new)
         self._assignments_by_pod.move(key, old.pod if old else None, new.pod if new else None)
         self._assignments_by_node.move(key, old.node if old else None, new.node if new else None)
+        if old == new:
+            return set()  # our own write, which the watch reports as well
         return {assignment.pod for assignment in (old, new) if assignment is not None}
 
     def _node(self, key: Key, new: Node | None) -> set[Key]:

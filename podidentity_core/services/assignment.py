@@ -21,7 +21,7 @@ from podidentity_core.model import Assignment, AssignmentState, Change, Key, See
 from podidentity_core.planning import Planner, PodPlan, Rules, Update
 from podidentity_core.ports import AssignmentStore, Clock, ClusterReader, EventSink, HostIdentities, LeaderLock, Meter
 from podidentity_core.reasons import Explanation
-from podidentity_core.resource_ids import Host
+from podidentity_core.resource_ids import Host, IdentityResource
 from podidentity_core.services.hosts import HostLimits, HostWorker
 from podidentity_core.services.work_queue import WorkQueue
 from podidentity_core.settling import HostRecord, Next, next_for_unwanted, next_for_wanted
@@ -83,6 +83,7 @@ class AssignmentService:
             self._host_turn, clock=ports.clock, chance=ports.chance, parallel=1000, patient=True
         )
         self._explained: dict[Key, tuple[Explanation, ...]] = {}
+        self._seen_on: dict[Host, tuple[frozenset[IdentityResource] | None, int]] = {}
 
     async def run(self) -> None:
         """Work, until cancelled. Raises what the cluster's iterator raises."""
@@ -149,9 +150,20 @@ class AssignmentService:
         try:
             return await self._host_worker.settle(host)
         finally:
-            for pod in self._planner.pods_on(host):
-                if self._can_go_on(self._planner.pod_plan(pod)):
-                    self._pod_turns.add(pod)
+            self._wake_pods(host)
+
+    def _wake_pods(self, host: Host) -> None:
+        """Give their turn to pods that need not wait for *host* any longer, if anything has changed there.
+
+        Otherwise a pod whose writes fail, and which waits for the host as well, would go round with it for ever.
+        """
+        now = (self._host_worker.record(host).usable, self._planner.revision(host))
+        if self._seen_on.get(host) == now:
+            return
+        self._seen_on[host] = now
+        for pod in self._planner.pods_on(host):
+            if self._can_go_on(self._planner.pod_plan(pod)):
+                self._pod_turns.add(pod)
 
     def _can_go_on(self, plan: PodPlan) -> bool:
         """Whether some assignment of a pod need not wait for its host any longer."""

@@ -147,25 +147,27 @@ class HostWorker:
         desk.record.learn(state.attached, claimed)
 
     async def _change(self, host: Host, desk: _HostDesk) -> bool:
-        """Write until nothing is left to write but what Azure refuses; False if it refuses too much for one round."""
-        for attempt in range(self._limits.retries + 1):
-            change = self._wanted_change(host, desk)
-            if not change or not self._lock.is_held():
-                return True
-            if attempt:
+        """Write until nothing is left to write but what Azure refuses; False if that does not succeed in one round.
+
+        What changes while a write is under way, such as a pod that comes back while its identity leaves, is the next
+        write's affair.
+        """
+        refusals = 0
+        former = HostChange()
+        while (change := self._wanted_change(host, desk)) and self._lock.is_held():
+            if change == former or refusals > self._limits.retries:
+                return False
+            if refusals:
                 await self._clock.sleep(self._limits.retry_interval_s)
-            log.info(
-                "updating user-assigned identities on %s, assign [%d], unassign [%d]",
-                host.name,
-                len(change.add),
-                len(change.remove),
-            )
+            counts = len(change.add), len(change.remove)
+            log.info("updating user-assigned identities on %s, assign [%d], unassign [%d]", host.name, *counts)
             try:
                 await self._write(host, desk, change)
-                return True
+                former = change
             except IdentitiesRefused as error:
                 self._quarantine(host, desk, change, error)
-        return False
+                refusals += 1
+        return True
 
     def _wanted_change(self, host: Host, desk: _HostDesk) -> HostChange:
         usable = desk.record.usable

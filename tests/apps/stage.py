@@ -137,7 +137,12 @@ def nmi_flags(sandbox: Sandbox) -> tuple[str, ...]:
     waits = ("--retry-attempts-for-created=1", "--retry-attempts-for-assigned=10")
     return (
         *(f"--node={node}", "--nmi-port=0", f"--metadata-ip={host}", f"--metadata-port={port}", *ANY_PORTS),
-        *("--interception=false", "--allow-network-plugin-kubenet", *waits, f"--find-identity-retry-interval={ABSENT_S}"),
+        *(
+            "--interception=false",
+            "--allow-network-plugin-kubenet",
+            *waits,
+            f"--find-identity-retry-interval={ABSENT_S}",
+        ),
     )
 
 

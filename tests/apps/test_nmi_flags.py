@@ -31,6 +31,7 @@ operation-mode string 'standard'
 allow-network-plugin-kubenet bool False
 kubelet-config string '/etc/default/kubelet'
 set-retry-after-header bool False
+interception bool True
 enable-conntrack-deletion bool False
 custom-user-agent string ''
 log-format string 'text'
@@ -58,6 +59,7 @@ DEFAULT = NmiConfig(
     metadata_port=80,
     probe_port=8080,
     metrics_port=9090,
+    interception=True,
     rule_interval_s=60,
     namespaced=False,
     mic_namespace="default",

@@ -10,7 +10,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from apps.running import end_first
+from apps.running import first_of, stopped
 from apps.sandbox.faults import Fault
 from tests.apps.daemons import Daemon, until
 from tests.apps.raw_http import connect, request
@@ -226,33 +226,26 @@ async def test_a_signal_ends_mic_with_success(alone: Stage, number: signal.Signa
     assert "Traceback" not in mic.output
 
 
-async def test_what_breaks_in_one_task_ends_all_and_is_raised() -> None:
-    terminated: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-    ended = asyncio.Event()
+async def test_what_breaks_a_task_is_raised_and_stopping_ends_the_others() -> None:
+    terminated: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
 
     async def broken() -> None:
         raise RuntimeError("broken")
 
-    async def working() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.set()
-
-    tasks = {asyncio.create_task(broken()), asyncio.create_task(working())}
-    await asyncio.sleep(0)
+    working = asyncio.create_task(asyncio.Event().wait())
     with pytest.raises(RuntimeError, match="broken"):
-        await end_first(terminated, tasks)
-    await asyncio.wait(tasks)
+        await first_of(terminated, asyncio.create_task(broken()), working)
+    await stopped(working)
 
-    assert ended.is_set()
+    assert working.cancelled()
 
 
-async def test_a_signal_ends_all_tasks() -> None:
-    terminated: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+async def test_a_signal_ends_the_wait_and_leaves_the_tasks_to_the_caller() -> None:
+    terminated: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
     terminated.set_result(signal.SIGTERM)
-    task = asyncio.create_task(asyncio.Event().wait())  # type: ignore[arg-type]
+    task = asyncio.create_task(asyncio.Event().wait())
 
-    await end_first(terminated, {task})  # type: ignore[arg-type]
+    await first_of(terminated, task)
 
-    assert task.cancelled()
+    assert not task.done()
+    await stopped(task)

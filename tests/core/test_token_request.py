@@ -38,7 +38,9 @@ VALID = {
     "resource=x&client_id=": TokenRequest("x"),
     "resource=x&client_id": TokenRequest("x"),
     f"resource=x&client_id=&msi_res_id=&mi_res_id={RESOURCE_ID}&object_id=": TokenRequest("x", BY_RESOURCE),
-    "resource=x&principal_id=y&unknown=%zz": TokenRequest("x"),
+    f"resource=x&resource_id={RESOURCE_ID}": TokenRequest("x", BY_RESOURCE),
+    f"resource=x&principal_id={GUID}": TokenRequest("x", BY_OBJECT),
+    "resource=x&bypass_cache=y&unknown=%zz": TokenRequest("x"),
 }
 
 

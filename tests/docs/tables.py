@@ -53,7 +53,9 @@ def reason_table() -> str:
 
 def metric_table() -> str:
     """List all metrics."""
-    rows = [(f"`{PREFIX}{name}`", metric.kind, ", ".join(metric.labels), metric.help) for name, metric in METRICS.items()]
+    rows = [
+        (f"`{PREFIX}{name}`", metric.kind, ", ".join(metric.labels), metric.help) for name, metric in METRICS.items()
+    ]
     return _table(("metric", "kind", "labels", "meaning"), rows)
 
 
