@@ -34,7 +34,7 @@ class Daemon:
         async with asyncio.timeout(PATIENCE_S):
             while True:
                 self._news.clear()
-                for at, line in enumerate(self.lines[after:], start=after):
+                for line in self.lines[after:]:
                     if all(word in line for word in words):
                         return line
                 after = max(after, at)

@@ -97,14 +97,18 @@ async def nmi_server(
     patience: Patience = Patience(),
     namespaced: bool = False,
     following: bool = True,
+    endpoint: str = "",
 ) -> AsyncIterator[NmiServer]:
-    """Serve NMI for a cluster with *things*; without *following* it has not heard of them yet."""
+    """Serve NMI for a cluster with *things*; without *following* it has not heard of them yet.
+
+    *endpoint* is another metadata service than the recording one.
+    """
     clock, cluster, meter, upstream = FakeClock(), FakeCluster(*things), PrometheusMeter(), Upstream()
     tokens = FakeTokens(clock)
     ports = TokenPorts(cluster, {IdentityKind.USER_ASSIGNED: tokens}, tokens, clock)
     service = TokenService(ports, TokenSettings("node-1", namespaced, "default", patience))
     behind = await start_server(upstream, "127.0.0.1", 0, flag="--none")
-    passthrough = ImdsPassthrough(f"http://127.0.0.1:{behind.port}")
+    passthrough = ImdsPassthrough(endpoint or f"http://127.0.0.1:{behind.port}")
     app = create_app(service, passthrough, api, ApiPorts(clock, meter))
     server = await start_server(app, "127.0.0.1", 0, flag="--nmi-port", date_header=False)
     work = asyncio.create_task(service.run()) if following else None

@@ -3,13 +3,10 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
 
-from apps.nmi.passthrough import ImdsPassthrough
 from apps.serving import Receive, Scope, Send, start_server
 from tests.apps.nmi_server import OTHER, OTHERS, POD, VAULT, WEB, nmi_server
 from tests.apps.raw_http import DEADLINE_S, MARKED, request, send
@@ -238,22 +235,6 @@ class Canned:
         await send_({"type": "http.response.body", "body": b""})
 
 
-@asynccontextmanager
-async def relayed(endpoint: str) -> AsyncIterator[int]:
-    """Serve the passthrough alone, for every path; yields the port."""
-    passthrough = ImdsPassthrough(endpoint)
-
-    async def app(scope: Scope, _: Receive, send_: Send) -> None:
-        await passthrough(scope["path"], scope, send_)
-
-    server = await start_server(app, "127.0.0.1", 0, flag="--nmi-port", date_header=False)
-    try:
-        yield server.port
-    finally:
-        await server.stop(0)
-        await passthrough.aclose()
-
-
 ANSWERS = {
     "redirect, not followed": Canned(302, ((b"location", b"http://elsewhere.example/"),), ()),
     "error": Canned(404, ((b"content-type", b"application/json"),), (b'{"error":"Not found"}',)),
@@ -267,8 +248,8 @@ ANSWERS = {
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
 async def test_answers_come_back_as_they_are(answer: Canned) -> None:
     upstream = await start_server(answer, "127.0.0.1", 0, flag="--none")
-    async with relayed(f"http://127.0.0.1:{upstream.port}") as port:
-        reply = await send(port, request("/metadata/instance"), address="127.1.0.1")
+    async with nmi_server(endpoint=f"http://127.0.0.1:{upstream.port}") as nmi:
+        reply = await send(nmi.port, request("/metadata/instance"), address="127.1.0.1")
     await upstream.stop(0)
 
     assert (reply.status, reply.body) == (answer.status, b"".join(answer.parts))
@@ -279,8 +260,8 @@ async def test_answers_come_back_as_they_are(answer: Canned) -> None:
 async def test_headers_of_the_connection_to_imds_stay_there() -> None:
     answer = Canned(200, ((b"keep-alive", b"timeout=5"), (b"trailer", b"x"), (b"date", b"yesterday")), (b"body",))
     upstream = await start_server(answer, "127.0.0.1", 0, flag="--none")
-    async with relayed(f"http://127.0.0.1:{upstream.port}") as port:
-        reply = await send(port, request("/metadata/instance"), address="127.1.0.1")
+    async with nmi_server(endpoint=f"http://127.0.0.1:{upstream.port}") as nmi:
+        reply = await send(nmi.port, request("/metadata/instance"), address="127.1.0.1")
     await upstream.stop(0)
 
     assert {name for name, _ in reply.headers} == {"transfer-encoding", "connection"}
@@ -289,8 +270,8 @@ async def test_headers_of_the_connection_to_imds_stay_there() -> None:
 async def test_a_metadata_service_that_is_away_is_a_503_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
     gone = await start_server(ANSWERS["nothing"], "127.0.0.1", 0, flag="--none")
     await gone.stop(0)
-    async with relayed(f"http://127.0.0.1:{gone.port}") as port:
-        reply = await send(port, request("/metadata/instance"), address="127.1.0.1")
+    async with nmi_server(endpoint=f"http://127.0.0.1:{gone.port}") as nmi:
+        reply = await send(nmi.port, request("/metadata/instance"), address="127.1.0.1")
 
     assert reply.status == 503
     assert reply.header("content-length") == str(len(reply.body))
@@ -309,8 +290,11 @@ async def test_an_answer_that_breaks_off_breaks_off_for_the_pod_too(caplog: pyte
         writer.close()
 
     upstream = await asyncio.start_server(half, "127.0.0.1", 0)
-    async with relayed(f"http://127.0.0.1:{upstream.sockets[0].getsockname()[1]}") as port, asyncio.timeout(DEADLINE_S):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async with (
+        nmi_server(endpoint=f"http://127.0.0.1:{upstream.sockets[0].getsockname()[1]}") as nmi,
+        asyncio.timeout(DEADLINE_S),
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", nmi.port)
         writer.write(request("/metadata/instance"))
         raw = await reader.read()
         writer.close()
@@ -333,8 +317,11 @@ async def test_a_pod_that_leaves_ends_the_request_to_imds() -> None:
         writer.close()
 
     upstream = await asyncio.start_server(silent, "127.0.0.1", 0)
-    async with relayed(f"http://127.0.0.1:{upstream.sockets[0].getsockname()[1]}") as port, asyncio.timeout(5):
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    async with (
+        nmi_server(endpoint=f"http://127.0.0.1:{upstream.sockets[0].getsockname()[1]}") as nmi,
+        asyncio.timeout(5),
+    ):
+        _, writer = await asyncio.open_connection("127.0.0.1", nmi.port)
         writer.write(request("/metadata/scheduledevents"))
         await asked.wait()
         writer.close()
