@@ -112,7 +112,7 @@ class _Steps:
 
 
 def _plan_match(view: ClusterView, pod: Pod, match: Match, stored: Assignment | None, steps: _Steps) -> None:
-    if stored is not None and not stored.deleting and _says_the_same(stored, pod, match):
+    if stored is not None and not stored.deleting and _says_the_same(view, stored, pod, match):
         steps.keep.append(stored)
         return
     if match.identity.host_resource is not None and view.host(pod.node) is None:
@@ -138,8 +138,14 @@ def _resource(assignment: Assignment) -> IdentityResource | None:
     return assignment.identity.host_resource
 
 
-def _says_the_same(stored: Assignment, pod: Pod, match: Match) -> bool:
-    return stored.node == pod.node and stored.identity == match.identity and stored.binding == match.binding
+def _says_the_same(view: ClusterView, stored: Assignment, pod: Pod, match: Match) -> bool:
+    host = view.host(pod.node)
+    return (
+        stored.node == pod.node
+        and stored.identity == match.identity
+        and stored.binding == match.binding
+        and (stored.host is None or host is None or stored.host == host)
+    )
 
 
 def _host_unknown(view: ClusterView, pod: Pod) -> Explanation:

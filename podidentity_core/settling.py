@@ -51,13 +51,19 @@ class HostRecord:
 
     *usable* are the identities that pods there can use; None while that is not known. *foreign* are those that
     somebody else put there: assignments that find theirs among them are marked, and never remove it. *ours* are the
-    rest. *stale*: look again before the next change.
+    rest. *adding* are those that a write is about to add. *stale*: look again before the next change.
     """
 
     usable: frozenset[IdentityResource] | None = None
     foreign: frozenset[IdentityResource] = frozenset()
     ours: frozenset[IdentityResource] = frozenset()
+    adding: frozenset[IdentityResource] = frozenset()
     stale: bool = True
+
+    @property
+    def perhaps_on(self) -> frozenset[IdentityResource] | None:
+        """What the host may carry at this moment; None when that may be anything."""
+        return None if self.usable is None else self.usable | self.adding
 
     def learn(self, attached: frozenset[IdentityResource], claimed: Set[IdentityResource]) -> None:
         """Take in what the host carries. *claimed* are the identities that stored assignments say MIC put there."""
@@ -71,16 +77,25 @@ class HostRecord:
         if self.usable is not None:
             self.usable -= change.remove
         self.ours |= change.add
+        self.adding = change.add
+
+    def refuse(self, change: HostChange) -> None:
+        """The write was refused as a whole: nothing has changed."""
+        if self.usable is not None:
+            self.usable |= change.remove
+        self.adding = frozenset()
 
     def end(self, attached: frozenset[IdentityResource]) -> None:
         """A write has ended, and the host carries *attached*."""
         self.ours &= attached
         self.foreign = attached - self.ours
         self.usable = attached
+        self.adding = frozenset()
 
     def forget(self) -> None:
         """Nothing is certain any more, since the answer to a write was lost: look before the next step."""
         self.usable = None
+        self.adding = frozenset()
         self.stale = True
 
 
@@ -94,14 +109,19 @@ def next_for_wanted(assignment: Assignment, usable: Set[IdentityResource] | None
     return Next.WAIT
 
 
-def next_for_unwanted(assignment: Assignment, needs: HostNeeds | None, usable: Set[IdentityResource] | None) -> Next:
-    """What an assignment may do whose pod, binding or identity is gone. *needs* is None when the host is gone."""
+def next_for_unwanted(
+    assignment: Assignment, needs: HostNeeds | None, perhaps_on: Set[IdentityResource] | None
+) -> Next:
+    """What an assignment may do whose pod, binding or identity is gone.
+
+    *needs* is None when the host is gone; *perhaps_on* is what it may carry, None if that is not known.
+    """
     resource = assignment.identity.host_resource
     if resource is None or needs is None or resource in needs.needed or resource in needs.kept:
         return Next.RELEASE
     if resource in needs.planned:
         return Next.WAIT  # until the assignment that takes over is stored, somebody must remember the identity
-    return Next.WAIT if usable is None or resource in usable else Next.RELEASE
+    return Next.WAIT if perhaps_on is None or resource in perhaps_on else Next.RELEASE
 
 
 def host_change(

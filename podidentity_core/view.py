@@ -82,8 +82,11 @@ class ClusterView:
         return found.host if found else None
 
     def host_of(self, assignment: Assignment) -> Host | None:
-        """The host of an assignment's node; of a node that is not known, the one that MIC has noted."""
-        return self.host(assignment.node) or assignment.host
+        """The host that carries an assignment's identity: as MIC noted it, else the one of its node.
+
+        The note comes first: a node may be gone, or its name may stand for another host by now.
+        """
+        return assignment.host or self.host(assignment.node)
 
     def has_node(self, name: str) -> bool:
         """Whether the node exists now."""

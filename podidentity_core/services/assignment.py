@@ -187,7 +187,7 @@ class AssignmentService:
         host = self._view.host_of(assignment)
         if host is None:
             return Next.RELEASE
-        return next_for_unwanted(assignment, self._host_worker.needs(host), self._host_worker.record(host).usable)
+        return next_for_unwanted(assignment, self._host_worker.needs(host), self._host_worker.record(host).perhaps_on)
 
     def _record(self, assignment: Assignment) -> HostRecord | None:
         host = self._view.host_of(assignment)

@@ -176,13 +176,12 @@ class HostWorker:
         return host_change(self._planner.host_needs(host), usable, refused=self._refused(desk))
 
     async def _write(self, host: Host, desk: _HostDesk, change: HostChange) -> None:
-        former = desk.record.usable
         desk.record.begin(change)
         began_s = self._clock.monotonic_s()
         try:
             state = await self._hosts.change(host, add=change.add, remove=change.remove)
         except IdentitiesRefused:
-            desk.record.usable = former  # nothing was applied
+            desk.record.refuse(change)
             raise
         except BaseException:
             desk.record.forget()

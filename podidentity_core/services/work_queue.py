@@ -86,7 +86,10 @@ class WorkQueue(Generic[K]):
             self._group = group
             for key in tuple(self._entries):
                 group.create_task(self._serve(key))
-            await asyncio.Event().wait()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self._group = None  # handlers that are being cancelled may still add keys
 
     async def _serve(self, key: K) -> None:
         entry = self._entries[key]

@@ -137,6 +137,7 @@ def assignment(
     namespaced: bool = False,
     deleting: bool = False,
     preexisting: bool = False,
+    host: Host | None = None,
     version: int = 1,
 ) -> Assignment:
     """Build the stored AzureAssignedIdentity that MIC makes for the pod *to*, the identity *of* and a binding."""
@@ -154,6 +155,7 @@ def assignment(
         resource_version=str(version),
         deleting=deleting,
         preexisting=preexisting,
+        host=host,
     )
 
 

@@ -38,14 +38,14 @@ class CountingMeter:
 class Mic:
     """One MIC. The hosts of *things*' nodes exist, without any identity; `start` makes it lead."""
 
-    def __init__(self, *things: Thing, settings: AssignmentSettings = AssignmentSettings()) -> None:
+    def __init__(self, *things: Thing, settings: AssignmentSettings | None = None) -> None:
         self.clock = FakeClock()
         self.cluster = FakeCluster()
         self.hosts = FakeHosts(self.clock, duration_s=ARM_S)
         self.events = FakeEvents()
         self.meter = CountingMeter()
         self.lock = FakeLeaderLock()
-        self.settings = settings
+        self.settings = settings or AssignmentSettings()
         self._work: asyncio.Task[None] | None = None
         self.put(*things)
 

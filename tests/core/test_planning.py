@@ -31,6 +31,7 @@ SEEDS = range(150)
 POD, NODE, IDENTITY, BINDING = pod(), node(), identity(), binding()
 WANTED = assignment(POD, state=AssignmentState.CREATED)
 STORED = assignment(POD)
+WEB = frozenset({resource()})
 
 
 def unsaved(wanted: Assignment) -> Assignment:
@@ -104,6 +105,17 @@ CASES = {
         [POD, NODE, NEW_ID, BINDING, FOREIGN],
         update=[Update(FOREIGN, unsaved(replace(WANTED, identity=NEW_ID)))],
     ),
+    "noted on the node's host": Case(
+        [POD, NODE, IDENTITY, BINDING, replace(STORED, host=vm("NODE-1"))],
+        keep=[replace(STORED, host=vm("NODE-1"))],
+    ),
+    "the node's name stands for another host by now": Case(
+        [POD, NODE, IDENTITY, BINDING, replace(FOREIGN, host=vm("noted"))],
+        update=[Update(replace(FOREIGN, host=vm("noted")), unsaved(WANTED))],
+    ),
+    "noted, and the node is not known": Case(
+        [POD, IDENTITY, BINDING, replace(STORED, host=vm("noted"))], keep=[replace(STORED, host=vm("noted"))]
+    ),
     "no node": Case([POD, IDENTITY, BINDING], skipped=[NO_NODE]),
     "no node, stored": Case([POD, IDENTITY, BINDING, ELSEWHERE], keep=[ELSEWHERE], skipped=[NO_NODE]),
     "a node without a host": Case([POD, NO_HOST, IDENTITY, BINDING], skipped=[BAD_NODE]),
@@ -115,8 +127,9 @@ CASES = {
 def test_the_plan_of_one_pod(case: Case) -> None:
     got = plan_pod(ClusterView.of(case.things), POD.key, namespaced=False)
 
-    parts = (case.create, case.update, case.keep, case.delete, case.skipped)
-    assert got == PodPlan(*(tuple(part) for part in parts))
+    assert got == PodPlan(
+        tuple(case.create), tuple(case.update), tuple(case.keep), tuple(case.delete), tuple(case.skipped)
+    )
 
 
 ON_POOL = [vmss_node("n1", instance=1), vmss_node("n2", instance=2), vmss_node("n3", "POOL", instance=3)]
@@ -132,19 +145,19 @@ def test_nodes_of_one_scale_set_share_its_needs_whatever_their_letters() -> None
     third = pod("p3", node="n3")
     got = needs([*ON_POOL, P1, P2, IDENTITY, BINDING, assignment(P2), assignment(third)], scale_set())
 
-    assert (got.needed, got.planned, got.leaving) == ({resource()}, {resource()}, {resource()})
+    assert got == HostNeeds(scale_set(), needed=WEB, planned=WEB, leaving=WEB)
 
 
 def test_a_scale_set_and_a_vm_of_one_name_do_not_mix() -> None:
-    things = [node("n1", host=vm("pool")), *ON_POOL[1:], P1, IDENTITY, BINDING, assignment(P2)]
+    things: list[Thing] = [node("n1", host=vm("pool")), *ON_POOL[1:], P1, IDENTITY, BINDING, assignment(P2)]
 
-    assert needs(things, vm("pool")) == HostNeeds(vm("pool"), planned=frozenset({resource()}))
-    assert needs(things, scale_set()) == HostNeeds(scale_set(), leaving=frozenset({resource()}))
+    assert needs(things, vm("pool")) == HostNeeds(vm("pool"), planned=WEB)
+    assert needs(things, scale_set()) == HostNeeds(scale_set(), leaving=WEB)
 
 
 def test_scale_sets_of_one_name_in_two_groups_do_not_mix() -> None:
     other = Host(HostKind.SCALE_SET, scale_set().subscription, "another-group", "pool")
-    things = [ON_POOL[0], node("n2", host=other), P1, IDENTITY, BINDING]
+    things: list[Thing] = [ON_POOL[0], node("n2", host=other), P1, IDENTITY, BINDING]
 
     assert needs(things, scale_set()).planned == {resource()}
     assert needs(things, other) == HostNeeds(other)
@@ -155,7 +168,7 @@ def test_pods_of_one_name_in_two_namespaces_do_not_mix() -> None:
     stays, went = pod("web-0", namespace="a"), pod("web-0", namespace="b")
     got = needs([NODE, stays, IDENTITY, BINDING, assignment(stays), assignment(went)], vm())
 
-    assert (got.needed, got.leaving) == ({resource()}, {resource()})
+    assert got == HostNeeds(vm(), needed=WEB, leaving=WEB)
 
 
 def test_two_identities_for_one_azure_identity_on_one_pod() -> None:
@@ -163,7 +176,7 @@ def test_two_identities_for_one_azure_identity_on_one_pod() -> None:
     alias = identity("alias", resource_name="WEB")
     got = needs([NODE, POD, IDENTITY, BINDING, STORED, assignment(POD, alias, binding("alias"))], vm())
 
-    assert (got.needed, got.leaving) == ({resource()}, {resource()})
+    assert got == HostNeeds(vm(), needed=WEB, leaving=WEB)
 
 
 @pytest.mark.parametrize(
@@ -179,31 +192,39 @@ def test_immutable_identities_are_kept(immutable: set[str], kept: bool) -> None:
 
 
 def test_a_foreign_identity_is_kept() -> None:
-    assert needs([NODE, FOREIGN], vm()) == HostNeeds(
-        vm(), leaving=frozenset({resource()}), kept=frozenset({resource()})
-    )
+    assert needs([NODE, FOREIGN], vm()) == HostNeeds(vm(), leaving=WEB, kept=WEB)
 
 
 def test_an_assignment_on_a_node_that_nobody_knows_has_no_say() -> None:
     assert plan(ClusterView.of([STORED])).hosts == ()
 
 
-def test_an_assignment_that_notes_its_host_has_a_say_there_when_its_node_is_not_known() -> None:
-    assert needs([replace(STORED, host=vm("former"))], vm("former")).leaving == {resource()}
-    assert needs([NODE, replace(STORED, host=vm("former"))], vm()).leaving == {resource()}
+@pytest.mark.parametrize("things", [[], [NODE], [NO_HOST]], ids=["unknown", "on another host", "without a host"])
+def test_an_assignment_has_a_say_on_the_host_that_it_notes_whatever_its_node_is_by_now(things: list[Thing]) -> None:
+    noted = replace(STORED, host=vm("noted"))
+
+    assert plan(ClusterView.of([*things, noted])).hosts == (HostNeeds(vm("noted"), leaving=WEB),)
+
+
+def test_an_assignment_whose_node_has_another_host_by_now_leaves_the_one_for_the_other() -> None:
+    """A scale set was made anew under another name, with nodes of the former names."""
+    things: list[Thing] = [POD, NODE, IDENTITY, BINDING, replace(STORED, host=vm("noted"))]
+
+    assert needs(things, vm("noted")) == HostNeeds(vm("noted"), leaving=WEB)
+    assert needs(things, vm()) == HostNeeds(vm(), planned=WEB)
 
 
 def test_an_update_lets_the_former_identity_leave() -> None:
     got = needs([POD, NODE, NEW_ID, BINDING, STORED], vm())
 
-    assert (got.needed, got.planned, got.leaving) == (frozenset(), {resource("new")}, {resource("web")})
+    assert got == HostNeeds(vm(), planned=frozenset({resource("new")}), leaving=WEB)
 
 
 def test_an_identity_is_needed_once_its_assignment_is_stored() -> None:
-    things = [POD, NODE, IDENTITY, BINDING]
+    things: list[Thing] = [POD, NODE, IDENTITY, BINDING]
 
-    assert needs(things, vm()) == HostNeeds(vm(), planned=frozenset({resource()}))
-    assert needs([*things, STORED], vm()) == HostNeeds(vm(), needed=frozenset({resource()}))
+    assert needs(things, vm()) == HostNeeds(vm(), planned=WEB)
+    assert needs([*things, STORED], vm()) == HostNeeds(vm(), needed=WEB)
 
 
 @pytest.mark.parametrize("namespaced", [False, True])

@@ -10,6 +10,7 @@ from podidentity_core.resource_ids import (
     IdentityResource,
     InvalidResourceId,
     host_of,
+    parse_host,
     parse_identity_resource,
 )
 
@@ -168,3 +169,46 @@ def test_hosts_are_the_same_if_everything_is_but_the_case(other: Host, equal: bo
 def test_things_of_different_types_are_never_equal() -> None:
     assert SAME.key != SAME
     assert IdentityResource("x", "x") != "x"
+
+
+NOTED_HOSTS = {
+    f"{COMPUTE}/virtualMachines/aks-pool-1": Host(HostKind.VM, "S", "G", "aks-pool-1"),
+    f"{COMPUTE}/virtualMachineScaleSets/Pool": Host(HostKind.SCALE_SET, "S", "G", "Pool"),
+    f"{COMPUTE.lower()}/virtualmachines/v": Host(HostKind.VM, "s", "g", "v"),
+    f"{COMPUTE.upper()}/VIRTUALMACHINESCALESETS/N": Host(HostKind.SCALE_SET, "S", "G", "N"),
+    f"{COMPUTE.replace('/G/', '/mc_rg_(x).y/')}/virtualMachines/v": Host(HostKind.VM, "S", "mc_rg_(x).y", "v"),
+}
+
+
+@pytest.mark.parametrize(("text", "host"), NOTED_HOSTS.items(), ids=NOTED_HOSTS)
+def test_a_host_is_read_from_its_resource_id(text: str, host: Host) -> None:
+    assert parse_host(text) == host
+
+
+@pytest.mark.parametrize("host", [*HOSTS.values(), *NOTED_HOSTS.values()], ids=str)
+def test_what_a_host_says_of_itself_is_read_back_to_the_letter(host: Host) -> None:
+    assert parse_host(host.resource_id).resource_id == host.resource_id
+
+
+NOT_NOTED_HOSTS = [
+    "",
+    f"azure://{COMPUTE}/virtualMachines/v",
+    f"{COMPUTE}/virtualMachines",
+    f"{COMPUTE}/virtualMachines/",
+    f"{COMPUTE}/virtualMachines/v/",
+    f"{COMPUTE}/virtualMachines/v\n",
+    f"{COMPUTE}/virtualMachines/v w",
+    f" {COMPUTE}/virtualMachines/v",
+    f"{COMPUTE}/virtualMachineScaleSets/N/virtualMachines/0",
+    f"{COMPUTE}/availabilitySets/a",
+    f"{COMPUTE.replace('Microsoft.Compute', 'MicrosoftxCompute')}/virtualMachines/v",
+    ID,
+]
+
+
+@pytest.mark.parametrize("text", NOT_NOTED_HOSTS)
+def test_another_resource_id_is_no_host(text: str) -> None:
+    with pytest.raises(InvalidResourceId) as caught:
+        parse_host(text)
+
+    assert str(caught.value) == f"invalid resource id: {text!r} is neither a virtual machine nor a scale set"

@@ -86,6 +86,18 @@ CASES = {
     "an identity without a client ID is never served": Case(
         [of(replace(A, client_id=""))], Deny(because(Reason.NO_CLIENT_ID, identity="default/a"))
     ),
+    "an identity without a client ID does not hide others": Case([of(replace(A, client_id="")), of(B)], Serve(B)),
+    "an identity without a client ID does not hide those without a state": Case(
+        [of(replace(A, client_id="")), of(B, NO_STATE)], Serve(B)
+    ),
+    "asked, an identity without a client ID does not hide others": Case(
+        [of(replace(A, client_id="")), of(B)], Serve(B), by_client(client_id("b"))
+    ),
+    "asked by resource ID, an identity without a client ID is not served": Case(
+        [of(replace(A, client_id="")), of(B)],
+        Deny(because(Reason.NO_CLIENT_ID, identity="default/a")),
+        RESOURCE_A,
+    ),
     "Unassigned is on its way out": Case([of(A, LEAVING)], Wait(80)),
     "Unassigned is on its way out, for long enough": Case([of(A, LEAVING)], NONE_AT_ALL, waited_s=80),
     "asked, Unassigned": Case([of(A, LEAVING)], NOT_THIS, CLIENT_A, waited_s=80),

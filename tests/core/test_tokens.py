@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
 import pytest
 import pytest_asyncio
 
 from podidentity_core.errors import TokenRefused, TransientError
-from podidentity_core.model import Assignment, AssignmentState, IdentityKind, Pod, PodPhase, Thing
+from podidentity_core.model import (
+    Assignment,
+    AssignmentState,
+    Change,
+    IdentityKind,
+    Pod,
+    PodPhase,
+    Seen,
+    Synced,
+    Thing,
+)
+from podidentity_core.ports import ClusterReader
 from podidentity_core.reasons import Explanation, Reason, because
 from podidentity_core.selection import Patience
 from podidentity_core.services.tokens import Denied, Granted, TokenPorts, TokenService, TokenSettings
@@ -31,6 +42,20 @@ def by_client(name: str) -> TokenRequest:
     return TokenRequest(VAULT.resource, Selector(SelectorKind.CLIENT_ID, value, value))
 
 
+class Reader:
+    """A cluster of which NMI sees one change after the other, when the test says so."""
+
+    def __init__(self) -> None:
+        self._news: asyncio.Queue[Sequence[Change]] = asyncio.Queue()
+
+    def tell(self, *changes: Change) -> None:
+        self._news.put_nowait(changes)
+
+    async def changes(self) -> AsyncIterator[Sequence[Change]]:
+        while True:
+            yield await self._news.get()
+
+
 class Node:
     """A node with NMI on it, in a cluster that the test plays."""
 
@@ -42,9 +67,9 @@ class Node:
         self.work: list[asyncio.Task[None]] = []
         self._make(namespaced=False)
 
-    def _make(self, *, namespaced: bool) -> None:
+    def _make(self, *, namespaced: bool, reader: ClusterReader | None = None) -> None:
         sources = {IdentityKind.USER_ASSIGNED: self.tokens}
-        ports = TokenPorts(self.cluster, sources, self.node_tokens, self.clock)
+        ports = TokenPorts(reader or self.cluster, sources, self.node_tokens, self.clock)
         patience = Patience(absent_s=80, created_s=100)
         self.service = TokenService(ports, TokenSettings("node-1", namespaced, "mic", patience))
 
@@ -54,6 +79,11 @@ class Node:
             self.cluster.put(thing)
         self.work.append(asyncio.create_task(self.service.run()))
         await settle()
+
+    def follow(self, reader: ClusterReader) -> None:
+        """Start NMI, of which *reader* says what it sees."""
+        self._make(namespaced=False, reader=reader)
+        self.work.append(asyncio.create_task(self.service.run()))
 
     async def ask(
         self, request: TokenRequest = VAULT, address: str = ADDRESS, *, within_s: float = 0.0
@@ -322,6 +352,36 @@ async def test_an_excepted_pod_gets_the_node_s_own_token_at_once(node: Node, thi
     assert node.tokens.calls == []
 
 
+@pytest.mark.parametrize("things", EXCEPTED.values(), ids=EXCEPTED)
+async def test_an_excepted_pod_that_asks_before_the_rules_are_known_waits_for_them_and_no_longer(
+    node: Node, things: list[Thing]
+) -> None:
+    """NMI has just started: pods are listed before the exception rules."""
+    reader = Reader()
+    node.follow(reader)
+    who, *rules = things
+    reader.tell(Seen(who))
+    asked = node.asking()
+    await node.clock.advance(30)
+    before = (asked.done(), node.service.at_once(ADDRESS, VAULT))
+    reader.tell(*map(Seen, rules), Synced())
+    await settle()
+
+    assert before == (False, None)
+    assert granted(await asked) == "the node"
+    assert node.tokens.calls == []
+
+
+async def test_a_pod_that_asks_before_the_rules_are_known_gets_no_token_of_its_assignment(node: Node) -> None:
+    reader = Reader()
+    node.follow(reader)
+    reader.tell(Seen(WEB), Seen(ASSIGNED))
+    asked = node.asking()
+
+    assert denied(await node.answer(asked, within_s=80)).reason is Reason.UNKNOWN_POD
+    assert node.tokens.calls == []
+
+
 async def test_a_rule_that_is_withdrawn_ends_the_exception_although_the_token_is_still_kept(node: Node) -> None:
     await node.start(replace(WEB, labels={"app": "agent"}), exception_rule(), ASSIGNED)
     granted(await node.ask())
@@ -353,3 +413,85 @@ async def test_a_caller_who_leaves_leaves_nothing_behind(node: Node) -> None:
 
     assert node.service._waiters == {}
     assert node.clock.next_wake_s() is None
+
+
+class TestAtOnce:
+    """The answer that takes neither a wait nor a call, for the many requests that a kept token answers."""
+
+    async def test_it_is_what_answer_says(self, node: Node) -> None:
+        await node.start(WEB, ASSIGNED)
+        asked = await node.ask()
+
+        assert node.service.at_once(ADDRESS, VAULT) == asked
+        assert node.service.at_once(ADDRESS, by_client("web")) == asked
+        assert len(node.tokens.calls) == 1
+
+    async def test_an_excepted_pod_gets_the_node_s_kept_token(self, node: Node) -> None:
+        await node.start(replace(WEB, labels={"app": "agent"}), exception_rule(), ASSIGNED)
+        before = node.service.at_once(ADDRESS, VAULT)
+        asked = await node.ask()
+
+        assert (before, node.service.at_once(ADDRESS, VAULT)) == (None, asked)
+        assert node.service.at_once(ADDRESS, by_client("web")) is None
+
+    async def test_without_a_kept_token_there_is_none(self, node: Node) -> None:
+        await node.start(WEB, ASSIGNED, assignment(WEB, identity("db")))
+        await node.ask(by_client("db"))
+
+        assert node.service.at_once(ADDRESS, by_client("web")) is None
+        assert node.service.at_once(ADDRESS, replace(by_client("db"), resource="https://x")) is None
+        assert len(node.tokens.calls) == 1
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda node: node.cluster.remove(ASSIGNED),
+            lambda node: node.cluster.put(CREATED),
+            lambda node: node.cluster.put(replace(ASSIGNED, state=AssignmentState.UNASSIGNED)),
+            lambda node: node.cluster.put(replace(ASSIGNED, identity=identity(client=""))),
+            lambda node: node.cluster.remove(WEB),
+            lambda node: node.cluster.put(replace(WEB, phase=PodPhase.SUCCEEDED)),
+            lambda node: node.cluster.put(replace(WEB, ips=("10.0.0.8",))),
+            lambda node: node.cluster.put(pod("other", ips=(ADDRESS,))),
+            lambda node: node.cluster.put(exception_rule(pod_labels={"app": "web"})),
+        ],
+        ids=["revoked", "Created", "leaving", "no client ID", "gone", "finished", "moved", "ambiguous", "excepted"],
+    )
+    async def test_a_kept_token_is_not_answered_when_the_cluster_says_otherwise(
+        self, node: Node, change: Callable[[Node], object]
+    ) -> None:
+        await node.start(replace(WEB, labels={"app": "web"}), ASSIGNED)
+        await node.ask()
+        before = node.service.at_once(ADDRESS, VAULT)
+        change(node)
+        await settle()
+
+        assert before is not None
+        assert node.service.at_once(ADDRESS, VAULT) is None
+
+    async def test_a_token_that_is_due_for_renewal_is_answered_the_long_way(self, node: Node) -> None:
+        await node.start(WEB, ASSIGNED)
+        await node.ask()
+        half_s = node.tokens.lifetime_s / 2
+        await node.clock.advance(half_s - 1)
+        before = node.service.at_once(ADDRESS, VAULT)
+        await node.clock.advance(1)
+
+        assert before is not None
+        assert node.service.at_once(ADDRESS, VAULT) is None
+
+    async def test_before_everything_has_been_seen_there_is_none(self, node: Node) -> None:
+        reader = Reader()
+        await node.start(WEB, ASSIGNED)
+        await node.ask()
+        kept = node.service._cache
+        node.follow(reader)
+        node.service._cache = kept
+        reader.tell(Seen(WEB), Seen(ASSIGNED))
+        await settle()
+        before = node.service.at_once(ADDRESS, VAULT)
+        reader.tell(Synced())
+        await settle()
+
+        assert before is None
+        assert node.service.at_once(ADDRESS, VAULT) is not None

@@ -23,6 +23,7 @@ from podidentity_core.model import (
     Unusable,
 )
 from podidentity_core.reasons import Reason, because
+from podidentity_core.resource_ids import Host
 from podidentity_core.testing.builders import (
     assignment,
     binding,
@@ -118,6 +119,43 @@ def test_the_host_of_a_node_that_is_gone_is_still_known() -> None:
 
     assert view.host("node-1") == vm("node-1")
     assert view.host("node-9") is None
+
+
+PLACES = {
+    "noted": ([], vm("noted"), vm("noted")),
+    "noted, its node's name stands for another host by now": ([node("node-1")], vm("noted"), vm("noted")),
+    "noted, its node has no host": ([Node("node-1", None, "empty providerID")], vm("noted"), vm("noted")),
+    "not noted": ([node("node-1")], None, vm("node-1")),
+    "not noted, its node is not known": ([node("node-2")], None, None),
+    "not noted, its node has no host": ([Node("node-1", None, "empty providerID")], None, None),
+}
+
+
+@pytest.mark.parametrize(("nodes", "noted", "host"), PLACES.values(), ids=PLACES)
+def test_the_host_of_an_assignment(nodes: Sequence[Node], noted: Host | None, host: Host | None) -> None:
+    assert ClusterView.of(nodes).host_of(replace(assignment(WEB), host=noted)) == host
+
+
+def test_the_host_of_an_assignment_that_notes_none_is_still_known_when_its_node_is_gone() -> None:
+    view = ClusterView.of(WORLD)
+    view.apply(Gone(Node, Key("", "node-1")))
+
+    assert view.host_of(assignment(WEB)) == vm("node-1")
+
+
+def test_a_node_exists_from_its_coming_until_its_going() -> None:
+    view = ClusterView()
+    seen = [view.has_node("node-1")]
+    for change in (Seen(node("node-1")), Gone(Node, Key("", "node-1")), Seen(node("node-1"))):
+        view.apply(change)
+        seen.append(view.has_node("node-1"))
+
+    assert seen == [False, True, False, True]
+    assert not view.has_node("node-2")
+
+
+def test_a_node_without_a_host_exists() -> None:
+    assert ClusterView.of([Node("node-1", None, "empty providerID")]).has_node("node-1")
 
 
 def test_bindings_of_one_selector_are_sorted_by_namespace_and_name() -> None:

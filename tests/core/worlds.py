@@ -118,6 +118,7 @@ class Worlds:
             namespaced=self.chance.random() < 0.2,
             deleting=self.chance.random() < 0.1,
             preexisting=self.chance.random() < 0.1,
+            host=self.chance.choice((None, None, vm(self.chance.choice(NODES)), scale_set("pool"))),
         )
 
     def shuffled(self, things: Iterable[Thing]) -> list[Thing]:
