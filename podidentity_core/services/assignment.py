@@ -207,13 +207,12 @@ class AssignmentService:
     async def _pod_turn(self, pod: Key) -> None:
         """Do for one pod what can be done now. One failure does not stop the rest; the first is raised at the end."""
         plan = self._planner.pod_plan(pod)
-        replaced = {assignment.key for assignment in plan.create}
+        going = {assignment.key: assignment for assignment in plan.delete}
         steps = [
-            *(partial(self._release, assignment) for assignment in plan.delete if assignment.key in replaced),
-            *(partial(self._create, assignment) for assignment in plan.create),
+            *(partial(self._create, wanted, going.pop(wanted.key, None)) for wanted in plan.create),
             *(partial(self._update, update) for update in plan.update),
             *(partial(self._keep, assignment) for assignment in plan.keep),
-            *(partial(self._let_go, assignment) for assignment in plan.delete if assignment.key not in replaced),
+            *(partial(self._let_go, assignment) for assignment in going.values()),
         ]
         failure: PodIdentityError | None = None
         for step in steps:
@@ -224,10 +223,14 @@ class AssignmentService:
         if failure is not None:
             raise failure
 
-    async def _create(self, wanted: Assignment) -> None:
+    async def _create(self, wanted: Assignment, deleted: Assignment | None) -> None:
+        """Store *wanted*, in the place of *deleted*, which somebody removes by hand although it is needed."""
         if not self._may_be_stored(wanted):
             self._ask_host(wanted)
             return
+        if deleted is not None:
+            await self._remember(deleted)
+            await self._release(deleted)
         new = self._in_first_state(wanted)
         log.info("creating assigned id %s", new.key)
         try:
@@ -241,9 +244,8 @@ class AssignmentService:
         if not self._may_be_stored(update.wanted):
             self._ask_host(update.wanted)
             return
-        leaving = self._leaving(update)
-        if leaving is not None and leaving.key not in self._view.assignments:
-            self._note(await self._ports.store.create(leaving))
+        if self._leaves_something(update):
+            await self._remember(update.stored)
         new = self._in_first_state(update.wanted)
         log.info("updating assigned id %s", new.key)
         try:
@@ -254,19 +256,31 @@ class AssignmentService:
             raise
         self._stored(stored)
 
-    def _leaving(self, update: Update) -> Assignment | None:
-        """The record that keeps an identity in mind which an update makes superfluous on its host.
-
-        An update overwrites which identity was where; without a record a crash would leave it on the host for ever.
-        It is an assignment that nobody wants, in a state that NMI does not serve.
-        """
+    def _leaves_something(self, update: Update) -> bool:
+        """Whether an update makes an identity superfluous on its host."""
         old, new = update.stored, update.wanted
         same_host = self._view.host_of(old) == self._view.host_of(new)
         same_place = same_host and old.identity.host_resource == new.identity.host_resource
-        if same_place or self._next_for_unwanted(old) is Next.RELEASE:
-            return None
-        name = bounded_name(f"{old.name}-leaving-{old.resource_version}")
-        return replace(old, name=name, state=AssignmentState.UNASSIGNED, uid="", resource_version="", origin=None)
+        return not same_place and self._next_for_unwanted(old) is not Next.RELEASE
+
+    async def _remember(self, assignment: Assignment) -> None:
+        """Store that the identity of *assignment* may be on its host because of us, before *assignment* goes.
+
+        Without that record a crash in between would leave it there for ever. It is an assignment that nobody wants,
+        in a state that NMI does not serve; it ends like any other.
+        """
+        name = bounded_name(f"{assignment.name}-leaving-{assignment.resource_version}")
+        leaving = replace(
+            assignment,
+            name=name,
+            state=AssignmentState.UNASSIGNED,
+            uid="",
+            resource_version="",
+            deleting=False,
+            origin=None,
+        )
+        if leaving.key not in self._view.assignments:
+            self._note(await self._ports.store.create(leaving))
 
     async def _keep(self, assignment: Assignment) -> None:
         match self._next_for_wanted(assignment):

@@ -211,11 +211,18 @@ class HostWorker:
         self._report(self._waiting(host, named.__contains__), error, Reason.HOST_REFUSES)
 
     def _next_look_s(self, host: Host, desk: _HostDesk) -> float | None:
-        """When the first refused identity that still matters may be tried again. The others are forgotten."""
+        """When the first refused identity that still matters may be tried again. The others are forgotten.
+
+        One whose time has come was tried in this round, and if that was not necessary it never will be.
+        """
         needs, now_s = self._planner.host_needs(host), self._clock.monotonic_s()
         matters = needs.needed | needs.leaving
-        desk.refusals = {resource: refusal for resource, refusal in desk.refusals.items() if resource in matters}
-        return min((max(refusal.until_s - now_s, 0.0) for refusal in desk.refusals.values()), default=None)
+        desk.refusals = {
+            resource: refusal
+            for resource, refusal in desk.refusals.items()
+            if resource in matters and refusal.until_s > now_s
+        }
+        return min((refusal.until_s - now_s for refusal in desk.refusals.values()), default=None)
 
     def _waiting(self, host: Host, concerns: Callable[[IdentityResource], bool]) -> Iterable[Assignment]:
         """Assignments on *host*, stored or planned, that wait for an identity in question."""

@@ -27,10 +27,8 @@ class Case:
 
 
 MATCHED = [("default/web", "default/web")]
-IN_A_AND_B = {
-    "identities": [identity(namespace="b"), identity(namespace="a")],
-    "bindings": [binding(namespace="b"), binding(namespace="a")],
-}
+IDENTITIES_IN_A_AND_B = (identity(namespace="b"), identity(namespace="a"))
+BINDINGS_IN_A_AND_B = (binding(namespace="b"), binding(namespace="a"))
 
 CASES = {
     "one of each": Case(pod(), found=MATCHED),
@@ -117,7 +115,8 @@ CASES = {
         pod(namespace="b"),
         found=[("a/web", "a/web")],
         skipped=[because(Reason.NAME_TAKEN, pod="b/web-0", identity="b/web", holder="a/web")],
-        **IN_A_AND_B,
+        identities=IDENTITIES_IN_A_AND_B,
+        bindings=BINDINGS_IN_A_AND_B,
     ),
     # TestForceNamespaced
     "one name in two namespaces, namespaced: its own": Case(
@@ -125,7 +124,8 @@ CASES = {
         namespaced=True,
         found=[("b/web", "b/web")],
         skipped=[because(Reason.OTHER_NAMESPACE, binding="a/web", identity="a/web", pod="b/web-0")],
-        **IN_A_AND_B,
+        identities=IDENTITIES_IN_A_AND_B,
+        bindings=BINDINGS_IN_A_AND_B,
     ),
     "one name in two namespaces, one namespaced by annotation: both, since their assignments live apart": Case(
         pod(namespace="b"),

@@ -8,7 +8,18 @@ from dataclasses import dataclass, replace
 import pytest
 
 from podidentity_core.matching import matches
-from podidentity_core.model import Assignment, AssignmentState, Binding, Gone, Identity, Key, Node, Pod, Seen, Thing
+from podidentity_core.model import (
+    Assignment,
+    AssignmentState,
+    Binding,
+    Gone,
+    IdentityKind,
+    Key,
+    Node,
+    Pod,
+    Seen,
+    Thing,
+)
 from podidentity_core.planning import HostNeeds, Planner, PodPlan, Rules, Update, plan, plan_pod
 from podidentity_core.reasons import Explanation, Reason, because
 from podidentity_core.resource_ids import Host, HostKind
@@ -32,6 +43,7 @@ POD, NODE, IDENTITY, BINDING = pod(), node(), identity(), binding()
 WANTED = assignment(POD, state=AssignmentState.CREATED)
 STORED = assignment(POD)
 WEB = frozenset({resource()})
+SECRET = identity(kind=IdentityKind.SERVICE_PRINCIPAL)
 
 
 def unsaved(wanted: Assignment) -> Assignment:
@@ -119,6 +131,9 @@ CASES = {
     "no node": Case([POD, IDENTITY, BINDING], skipped=[NO_NODE]),
     "no node, stored": Case([POD, IDENTITY, BINDING, ELSEWHERE], keep=[ELSEWHERE], skipped=[NO_NODE]),
     "a node without a host": Case([POD, NO_HOST, IDENTITY, BINDING], skipped=[BAD_NODE]),
+    "a node without a host, nothing is needed there": Case(
+        [POD, NO_HOST, SECRET, BINDING], create=[unsaved(assignment(POD, SECRET, state=AssignmentState.CREATED))]
+    ),
     "nothing at all": Case([]),
 }
 
@@ -247,7 +262,7 @@ def _uses(view: ClusterView) -> set[tuple[Key, Key, Key]]:
     return {
         (found.pod, found.identity.key, found.binding.key)
         for found in view.assignments.values()
-        if _is_placed(view, found.pod, found.identity)
+        if _is_placed(view, found.pod)
     }
 
 
@@ -256,12 +271,12 @@ def _desired(view: ClusterView, *, namespaced: bool) -> set[tuple[Key, Key, Key]
         (one.key, match.identity.key, match.binding.key)
         for one in view.pods.values()
         for match in matches(one, view.bindings_by_selector, view.identities, namespaced=namespaced).found
-        if _is_placed(view, one.key, match.identity)
+        if _is_placed(view, one.key)
     }
 
 
-def _is_placed(view: ClusterView, key: Key, of: Identity) -> bool:
-    return of.host_resource is None or view.host(view.pods[key].node) is not None
+def _is_placed(view: ClusterView, key: Key) -> bool:
+    return key not in view.pods or view.host(view.pods[key].node) is not None
 
 
 @pytest.mark.parametrize("seed", SEEDS)
