@@ -72,6 +72,10 @@ class HostRecord:
         self.usable = attached
         self.stale = False
 
+    def keep(self, kept: Set[IdentityResource]) -> None:
+        """*kept* stay on the host for good, also when no assignment says so any more."""
+        self.ours -= kept
+
     def begin(self, change: HostChange) -> None:
         """A write begins: what it removes may be unusable from now on, and what it adds is there because of us."""
         if self.usable is not None:
@@ -125,11 +129,18 @@ def next_for_unwanted(
 
 
 def host_change(
-    needs: HostNeeds, usable: Set[IdentityResource], *, refused: Set[IdentityResource] = frozenset()
+    needs: HostNeeds,
+    usable: Set[IdentityResource],
+    *,
+    ours: Set[IdentityResource] = frozenset(),
+    refused: Set[IdentityResource] = frozenset(),
 ) -> HostChange:
-    """What one write must do to the host. *refused* are identities that Azure has just refused there.
+    """What one write must do to the host.
 
-    Nothing is added for an assignment that is only planned: after a crash nobody would know whose it was.
+    What leaves is what assignments say, and what is known to be there because of MIC (*ours*) although no assignment
+    says so any more: one that was deleted while the host was being changed for it. *refused* are identities that Azure
+    has just refused there. Nothing is added for an assignment that is only planned: after a crash nobody would know
+    whose it was.
     """
-    leaving = needs.leaving - needs.needed - needs.planned - needs.kept
+    leaving = (needs.leaving | ours) - needs.needed - needs.planned - needs.kept
     return HostChange(add=needs.needed - usable - refused, remove=(leaving & usable) - refused)

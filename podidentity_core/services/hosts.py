@@ -170,10 +170,11 @@ class HostWorker:
         return True
 
     def _wanted_change(self, host: Host, desk: _HostDesk) -> HostChange:
-        usable = desk.record.usable
-        if usable is None:
+        needs, record = self._planner.host_needs(host), desk.record
+        record.keep(needs.kept)
+        if record.usable is None:
             return HostChange()
-        return host_change(self._planner.host_needs(host), usable, refused=self._refused(desk))
+        return host_change(needs, record.usable, ours=record.ours, refused=self._refused(desk))
 
     async def _write(self, host: Host, desk: _HostDesk, change: HostChange) -> None:
         desk.record.begin(change)
