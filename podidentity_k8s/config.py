@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,8 +99,3 @@ def _tls_context(configuration: Configuration, path: str, setting: str) -> ssl.S
             f"a certificate or key of {source} cannot be used ({wrong}); correct it, or {setting}"
         ) from error
     return context
-
-
-def kubeconfig_from_environment() -> str:
-    """The path in `KUBECONFIG`; empty without it. NMI reads it, MIC has a flag. Source: pkg/k8s/client.go:273."""
-    return os.environ.get("KUBECONFIG", "")

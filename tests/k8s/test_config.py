@@ -13,7 +13,7 @@ from kubernetes.aio.config import incluster_config
 from apps.sandbox.sandbox import Sandbox
 from podidentity_core.errors import ConfigurationError, PermissionRefused
 from podidentity_k8s.api import Connection, KubeApi
-from podidentity_k8s.config import kubeconfig_from_environment, load_credentials
+from podidentity_k8s.config import load_credentials
 from tests.k8s.helpers import SteppedClock
 
 
@@ -133,13 +133,6 @@ async def test_the_kubeconfigs_ca_and_token_are_used(sandbox: Sandbox) -> None:
     async with Connection(await load_credentials(str(sandbox.kubeconfig)), user_agent="test") as connection:
         api = KubeApi(connection, clock=SteppedClock(), random=lambda: 0.5)
         assert b'"NodeList"' in await api.get("/api/v1/nodes")
-
-
-def test_nmi_looks_at_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KUBECONFIG", "/some/file")
-    assert kubeconfig_from_environment() == "/some/file"
-    monkeypatch.delenv("KUBECONFIG")
-    assert kubeconfig_from_environment() == ""
 
 
 async def test_a_connection_says_when_it_is_used_outside_of_its_time(sandbox: Sandbox) -> None:

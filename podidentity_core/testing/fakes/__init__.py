@@ -2,5 +2,16 @@
 
 from podidentity_core.testing.fakes.azure import FakeHosts, FakeTokens, HostWrite, TokenCall
 from podidentity_core.testing.fakes.cluster import Call, FakeCluster, FakeEvents, FakeLeaderLock
+from podidentity_core.testing.fakes.secrets import FakeSecrets
 
-__all__ = ["Call", "FakeCluster", "FakeEvents", "FakeHosts", "FakeLeaderLock", "FakeTokens", "HostWrite", "TokenCall"]
+__all__ = [
+    "Call",
+    "FakeCluster",
+    "FakeEvents",
+    "FakeHosts",
+    "FakeLeaderLock",
+    "FakeSecrets",
+    "FakeTokens",
+    "HostWrite",
+    "TokenCall",
+]
