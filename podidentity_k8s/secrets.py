@@ -6,7 +6,6 @@ Source: aad-pod-identity pkg/k8s/client.go:255 (GetSecret).
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import re
 from collections.abc import Mapping
@@ -47,7 +46,7 @@ def _data(answer: bytes) -> Mapping[str, bytes] | None:
         if secret["kind"] != "Secret":
             return None
         return {name: base64.b64decode(text, validate=True) for name, text in (secret.get("data") or {}).items()}
-    except (AttributeError, KeyError, TypeError, ValueError, binascii.Error):
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None
 
 

@@ -47,10 +47,16 @@ class FakeClock:
         until_s = self._now_s + seconds
         await settle()
         while (due_s := self.next_wake_s()) is not None and due_s <= until_s:
-            self._now_s = max(self._now_s, due_s)
-            heapq.heappop(self._sleepers)[2].set_result(None)
+            self.wake_next()
             await settle()
         self._now_s = until_s
+
+    def wake_next(self) -> None:
+        """Move the time to the next sleeper's, and wake it; it runs when the loop does. Somebody must be asleep."""
+        due_s = self.next_wake_s()
+        assert due_s is not None, "nobody sleeps"
+        self._now_s = max(self._now_s, due_s)
+        heapq.heappop(self._sleepers)[2].set_result(None)
 
     def next_wake_s(self) -> float | None:
         """When the next sleeper wakes, in monotonic seconds; None when nobody sleeps."""

@@ -2,13 +2,4 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import os
-import platform
-import sys
-import time
-
-from tests.bench.figures import Figure, table
-
 MODULES = ("planning", "nmi")

@@ -35,7 +35,9 @@ class Figure:
             return None
         sign, _, bound = self.budget.partition(" ")
         if sign not in _COMPARE:
-            raise ValueError(f"{self.name}: the budget {self.budget!r} is not one of {', '.join(_COMPARE)} and a number")
+            raise ValueError(
+                f"{self.name}: the budget {self.budget!r} is not one of {', '.join(_COMPARE)} and a number"
+            )
         return _COMPARE[sign](self.value, float(bound))
 
 
@@ -93,5 +95,8 @@ def _number(value: float) -> str:
 
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
-    cells = [cell.rjust(width) if column == 1 else cell.ljust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))]
+    cells = [
+        cell.rjust(width) if column == 1 else cell.ljust(width)
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]
     return "  ".join(cells).rstrip()

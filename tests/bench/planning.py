@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -121,4 +120,6 @@ def _memory() -> Figure:
     planner.refresh(view.concerned_pods())
     occupied, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    return Figure("view and plans in memory, all pods assigned", occupied / _MIB, "MiB", "", "all of MIC may have 160 MB")
+    return Figure(
+        "view and plans in memory, all pods assigned", occupied / _MIB, "MiB", "", "all of MIC may have 160 MB"
+    )

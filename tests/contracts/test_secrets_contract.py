@@ -53,7 +53,8 @@ class SandboxSecretWorld:
         sandbox.cluster.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "other"}})
 
     async def put(self, key: Key, data: Mapping[str, bytes]) -> None:
-        if any(body["metadata"]["name"] == key.name for body in self._sandbox.cluster.objects("secrets")):
+        kept = [body["metadata"] for body in self._sandbox.cluster.objects("secrets")]
+        if key in [(meta["namespace"], meta["name"]) for meta in kept]:
             await self.remove(key)
         encoded = {name: base64.b64encode(value).decode() for name, value in data.items()}
         place = {"namespace": key.namespace, "name": key.name}
