@@ -93,7 +93,7 @@ async def test_the_command_tells_how_to_use_it_and_ends_on_a_signal(tmp_path: Pa
     assert process.stdout is not None
     async with asyncio.timeout(10):
         told = b""
-        while b"curl http" not in told:
+        while b"curl http" not in told or not told.endswith(b"\n"):
             told += await process.stdout.read(4096)
     process.send_signal(number)
     rest = await process.communicate()
