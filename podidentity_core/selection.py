@@ -1,7 +1,8 @@
 """Which identity answers a token request of a pod, and whether it is worth waiting for.
 
     assignments of the pod that fit the request             decision
-    one in state Assigned, or without a state (old MIC)     serve it; of several, the first by name
+    one in state Assigned, or without a state (old MIC)     serve it; of several, the first by name. One without a
+                                                            client ID is broken: denied if nothing else is on its way
     only in state Created                                   wait, up to patience.created_s in all
     none                                                    wait, up to patience.absent_s in all
 
@@ -73,14 +74,17 @@ def select(
         and _serves_namespace(assignment.identity, pod, namespaced)
         and (request.selector is None or _is_named_by(assignment.identity, request.selector))
     ]
-    ready = [assignment for assignment in fitting if assignment.state in _READY]
+    ready = [assignment for assignment in fitting if assignment.state in _READY and assignment.identity.client_id]
     if ready:
-        # One without a client ID is broken, and does not stand in the way of others.
-        return _serve(min(ready, key=lambda assignment: (not assignment.identity.client_id, assignment.key)).identity)
-    left_s = (patience.created_s if fitting else patience.absent_s) - waited_s
-    if left_s > 0:
+        return Serve(min(ready, key=lambda assignment: assignment.key).identity)
+    pending = [assignment for assignment in fitting if assignment.state not in _READY]
+    broken = [assignment for assignment in fitting if assignment.state in _READY]
+    left_s = (patience.created_s if pending else patience.absent_s) - waited_s
+    if left_s > 0 and (pending or not broken):
         return Wait(left_s)
-    return Deny(_why_not(pod, request, waited_s, waiting=bool(fitting)))
+    if broken:
+        return Deny(because(Reason.NO_CLIENT_ID, identity=str(min(broken, key=lambda one: one.key).identity.key)))
+    return Deny(_why_not(pod, request, waited_s, waiting=bool(pending)))
 
 
 def _serves_namespace(identity: Identity, pod: Pod, namespaced: bool) -> bool:
@@ -95,12 +99,6 @@ def _is_named_by(identity: Identity, selector: Selector) -> bool:
             return identity.host_resource is not None and identity.host_resource.key == selector.folded
         case SelectorKind.OBJECT_ID:
             return False  # an AzureIdentity has no object ID; a wrong guess would hand out the wrong identity
-
-
-def _serve(identity: Identity) -> Decision:
-    if not identity.client_id:
-        return Deny(because(Reason.NO_CLIENT_ID, identity=str(identity.key)))
-    return Serve(identity)
 
 
 def _why_not(pod: Pod, request: TokenRequest, waited_s: float, *, waiting: bool) -> Explanation:

@@ -45,7 +45,8 @@ class TokenCache:
     def fresh(self, key: Hashable) -> AccessToken | None:
         """Return the kept token for *key* if it needs no renewal yet."""
         kept = self._kept.get(key)
-        if kept is None or self._clock.wall_s() >= kept.renew_at_s:
+        now_s = self._clock.wall_s()
+        if kept is None or now_s >= kept.renew_at_s or kept.token.expires_on_s - now_s < SPARE_S:
             return None
         self._kept.move_to_end(key)
         return kept.token
