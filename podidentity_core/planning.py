@@ -57,6 +57,9 @@ class PodPlan:
     skipped: tuple[Explanation, ...] = ()
 
 
+_NOTHING = PodPlan()
+
+
 @dataclass(frozen=True, slots=True)
 class HostNeeds:
     """What the assignments say about one host.
@@ -139,12 +142,11 @@ def _resource(assignment: Assignment) -> IdentityResource | None:
 
 
 def _says_the_same(view: ClusterView, stored: Assignment, pod: Pod, match: Match) -> bool:
-    host = view.host(pod.node)
     return (
         stored.node == pod.node
         and stored.identity == match.identity
         and stored.binding == match.binding
-        and (stored.host is None or host is None or stored.host == host)
+        and (stored.host is None or stored.host == (view.host(pod.node) or stored.host))
     )
 
 
@@ -187,7 +189,7 @@ class Planner:
             claims = self._claims_of(fresh)
             if (former := self._claims.get(key, ())) != claims:
                 touched.update(self._exchange(key, former, claims))
-            if fresh == PodPlan():
+            if fresh == _NOTHING:
                 self._plans.pop(key, None)
                 self._claims.pop(key, None)
             else:
@@ -197,7 +199,7 @@ class Planner:
 
     def pod_plan(self, key: Key) -> PodPlan:
         """The plan of one pod as of the last refresh."""
-        return self._plans.get(key, PodPlan())
+        return self._plans.get(key, _NOTHING)
 
     def planned_pods(self) -> tuple[Key, ...]:
         """The pods for which there is anything to do, to keep or to explain."""

@@ -49,7 +49,7 @@ async def _run() -> list[Figure]:
             ours = await _load(nmi, port, connections, kind)
             floor = await _load(empty, empty_port, connections, kind)
             figures += _figures(f"{connections} x {kind}", ours, floor)
-        figures.append(Figure("NMI memory (PSS), 110 pods, after load", _pss_mb(nmi), "MB", "< 75"))
+        figures.append(Figure("NMI memory (PSS), 110 pods, after load", pss_mb(nmi), "MB", "< 75"))
         return figures
 
 
@@ -87,19 +87,20 @@ async def _nmi() -> AsyncIterator[tuple[Process, int]]:
                 *("--interception=false", "--allow-network-plugin-kubenet"),
             )
             environ = {**os.environ, **sandbox.client_environment}
-            async with _program(("-m", "apps.nmi", *flags), environ, stderr=log) as process:
+            async with program(("-m", "apps.nmi", *flags), environ, stderr=log) as process:
                 yield process, await _port_in(log.fileno())
 
 
 @asynccontextmanager
 async def _empty() -> AsyncIterator[tuple[Process, int]]:
-    async with _program(("-m", "tests.bench.empty"), os.environ, stdout=PIPE) as process:
+    async with program(("-m", "tests.bench.empty"), os.environ, stdout=PIPE) as process:
         assert process.stdout is not None
         yield process, int(await process.stdout.readline())
 
 
 @asynccontextmanager
-async def _program(argv: tuple[str, ...], environ: Mapping[str, str], **streams: Any) -> AsyncIterator[Process]:
+async def program(argv: tuple[str, ...], environ: Mapping[str, str], **streams: Any) -> AsyncIterator[Process]:
+    """A Python program, which ends with the context."""
     process = await asyncio.create_subprocess_exec(sys.executable, *argv, env=dict(environ), stdin=DEVNULL, **streams)
     try:
         yield process
@@ -123,10 +124,10 @@ def _fill(sandbox: Sandbox) -> None:
     made = sandbox.azure.add_identity(identity_id("bench"))
     sandbox.azure.attach(node.host_id, [made.resource_id])
     reference = {
-        "azureIdentityRef": _object(
+        "azureIdentityRef": made_object(
             "AzureIdentity", "bench", resourceID=made.resource_id, clientID=made.principal.client_id
         ),
-        "azureBindingRef": _object("AzureIdentityBinding", "bench", azureIdentity="bench", selector="bench"),
+        "azureBindingRef": made_object("AzureIdentityBinding", "bench", azureIdentity="bench", selector="bench"),
     }
     for number in range(1, ADDRESSES + 1):
         name, address = f"pod-{number}", f"127.1.0.{number}"
@@ -134,14 +135,15 @@ def _fill(sandbox: Sandbox) -> None:
         spec = {"nodeName": node.name, "containers": [{"name": "main", "image": "none"}]}
         status = {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]}
         sandbox.cluster.create({**pod, "spec": spec, "status": status})
-        assignment = _object(
+        assignment = made_object(
             "AzureAssignedIdentity", name, **reference, pod=name, podNamespace="default", nodename=node.name
         )
         assignment["metadata"]["labels"] = {"nodename": node.name}
         sandbox.cluster.create({**assignment, "status": {"status": "Assigned", "availableReplicas": 1}})
 
 
-def _object(kind: str, name: str, **spec: Any) -> dict[str, Any]:
+def made_object(kind: str, name: str, **spec: Any) -> dict[str, Any]:
+    """An object of one of the four kinds."""
     metadata = {"name": name, "namespace": "default"}
     return {"apiVersion": "aadpodidentity.k8s.io/v1", "kind": kind, "metadata": metadata, "spec": spec}
 
@@ -151,6 +153,7 @@ def _cpu_s(process: Process) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _pss_mb(process: Process) -> float:
+def pss_mb(process: Process) -> float:
+    """The memory of *process*, with its share of what it shares."""
     lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
