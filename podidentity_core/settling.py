@@ -51,19 +51,19 @@ class HostRecord:
 
     *usable* are the identities that pods there can use; None while that is not known. *foreign* are those that
     somebody else put there: assignments that find theirs among them are marked, and never remove it. *ours* are the
-    rest. *adding* are those that a write is about to add. *stale*: look again before the next change.
+    rest. *changing* are those that a write under way adds or removes. *stale*: look again before the next change.
     """
 
     usable: frozenset[IdentityResource] | None = None
     foreign: frozenset[IdentityResource] = frozenset()
     ours: frozenset[IdentityResource] = frozenset()
-    adding: frozenset[IdentityResource] = frozenset()
+    changing: frozenset[IdentityResource] = frozenset()
     stale: bool = True
 
     @property
     def perhaps_on(self) -> frozenset[IdentityResource] | None:
         """What the host may carry at this moment; None when that may be anything."""
-        return None if self.usable is None else self.usable | self.adding
+        return None if self.usable is None else self.usable | self.changing
 
     def learn(self, attached: frozenset[IdentityResource], claimed: Set[IdentityResource]) -> None:
         """Take in what the host carries. *claimed* are the identities that stored assignments say MIC put there."""
@@ -81,25 +81,25 @@ class HostRecord:
         if self.usable is not None:
             self.usable -= change.remove
         self.ours |= change.add
-        self.adding = change.add
+        self.changing = change.add | change.remove
 
     def refuse(self, change: HostChange) -> None:
         """The write was refused as a whole: nothing has changed."""
         if self.usable is not None:
             self.usable |= change.remove
-        self.adding = frozenset()
+        self.changing = frozenset()
 
     def end(self, attached: frozenset[IdentityResource]) -> None:
         """A write has ended, and the host carries *attached*."""
         self.ours &= attached
         self.foreign = attached - self.ours
         self.usable = attached
-        self.adding = frozenset()
+        self.changing = frozenset()
 
     def forget(self) -> None:
         """Nothing is certain any more, since the answer to a write was lost: look before the next step."""
         self.usable = None
-        self.adding = frozenset()
+        self.changing = frozenset()
         self.stale = True
 
 

@@ -33,10 +33,6 @@ class Stage:
     nmi_port: int = 0
 
     @property
-    def node(self) -> str:
-        return self.sandbox.options.nodes[0].name
-
-    @property
     def host(self) -> Any:
         return self.sandbox.azure.host(self.sandbox.options.nodes[0].host_id)
 
@@ -79,11 +75,10 @@ class Stage:
     def binding(self, name: str, *, identity: str = "", selector: str = "") -> None:
         self._create("AzureIdentityBinding", name, {"azureIdentity": identity or name, "selector": selector or name})
 
-    async def pod(self, name: str, label: str | None = None, *, node: str = "", **labels: str) -> str:
+    async def pod(self, name: str, label: str = "") -> str:
         """Start a pod, by default with its own name as label; return its address once it runs."""
-        own = {} if label == "" else {"aadpodidbinding": label or name}
-        spec = {"containers": [{"name": "main", "image": "none"}], **({"nodeName": node} if node else {})}
-        metadata = {"name": name, "namespace": "default", "labels": {**own, **labels}}
+        spec = {"containers": [{"name": "main", "image": "none"}]}
+        metadata = {"name": name, "namespace": "default", "labels": {"aadpodidbinding": label or name}}
         self.sandbox.cluster.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}, PODS)
 
         def address() -> str:

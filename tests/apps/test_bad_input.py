@@ -6,12 +6,13 @@ import json
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from apps.sandbox.faults import Fault
 from apps.sandbox.options import identity_id
-from tests.apps.daemons import daemon
+from tests.apps.daemons import daemon, until
 from tests.apps.stage import stage
 
 GOOD_JSON = {"cloud": "AzurePublicCloud", "useManagedIdentityExtension": True}
@@ -100,6 +101,28 @@ async def test_a_file_that_mic_cannot_use(files: Path, spoil: Callable[[Path], o
     assert "Traceback" not in output
 
 
+SECRET = "a-secret-that-nobody-may-see"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f'{{"cloud": "AzurePublicCloud", "aadClientSecret": "{SECRET}", "tena',
+        f'{{"cloud": "AzurePublicCloud", "aadClientSecret": ["{SECRET}"]}}',
+        f'{{"cloud": "Nimbus", "aadClientSecret": "{SECRET}"}}',
+        f'{{"cloud": "AzurePublicCloud", "aadClientId": "c", "aadClientSecret": "{SECRET}"}}',
+        f"aadClientSecret: {SECRET}: {SECRET}\n",
+    ],
+    ids=["cut off", "wrong type", "unknown cloud", "no tenant", "wrong syntax"],
+)
+async def test_a_wrong_azure_json_is_not_quoted(files: Path, content: str) -> None:
+    (files / "azure.json").write_text(content)
+
+    code, output = await said("mic", f"--kubeconfig={files}/kubeconfig", f"--cloudconfig={files}/azure.json")
+
+    assert (code, "azure.json" in output, SECRET in output) == (1, True, False)
+
+
 async def test_an_unknown_flag_is_named() -> None:
     for name in ("mic", "nmi"):
         code, output = await said(name, "--nope=1")
@@ -125,6 +148,19 @@ async def test_nmi_needs_a_kubeconfig_that_is_there(tmp_path: Path) -> None:
 
     assert (code, "Traceback" in output) == (1, False)
     assert all(word in output for word in (f"{tmp_path}/nothing", "KUBECONFIG"))
+
+
+@pytest.mark.parametrize("content", ["{", "", "[]", "apiVersion: v1\nkind: Config\n"])
+async def test_nmi_needs_a_kubeconfig_that_says_where_the_cluster_is(files: Path, content: str) -> None:
+    (files / "kubeconfig").write_text(content)
+
+    code, output = await said(
+        "nmi", "--node=n", "--allow-network-plugin-kubenet", "--nmi-port=0", KUBECONFIG=f"{files}/kubeconfig"
+    )
+
+    (line,) = (line for line in output.splitlines() if line.startswith("F"))
+    assert (code, "Traceback" in output) == (1, False)
+    assert all(word in line for word in (f"{files}/kubeconfig", "KUBECONFIG"))
 
 
 async def test_nmi_refuses_kubenet_in_words(tmp_path: Path) -> None:
@@ -186,6 +222,28 @@ async def test_bad_objects_are_named_and_stop_nobody_else() -> None:
         ):
             await mic.line(*words)
         assert "Traceback" not in mic.output
+
+
+async def test_a_corrected_object_is_taken_up_at_once() -> None:
+    """Nothing was lost: neither the pod nor the binding has to be made again."""
+    async with stage() as at_work:
+        mic = await at_work.mic()
+        await at_work.nmi()
+        at_work.azure_identity("bent", resourceID="/nonsense", clientID="c")
+        at_work.azure_identity("odd", type=7)
+        at_work.binding("bent")
+        address = await at_work.pod("bent")
+        await mic.line("AzureIdentity default/odd is ignored", "spec.type", "PI402")
+        await mic.line("AzureIdentity default/bent is ignored", "PI401")
+        made = at_work.sandbox.azure.add_identity(identity_id("bent"))
+
+        def correct(body: dict[str, Any]) -> None:
+            body["spec"] |= {"resourceID": made.resource_id, "clientID": made.principal.client_id}
+
+        at_work.sandbox.cluster.change("azureidentities", "default", "bent", correct)
+        await until(lambda: at_work.assignments.get("bent/bent") == "Assigned")
+
+        assert (await at_work.token(address)).status == 200
 
 
 async def test_an_identity_that_azure_refuses_stops_nobody_else() -> None:

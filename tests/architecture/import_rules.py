@@ -42,7 +42,7 @@ RULES = (
     Rule("podidentity_k8s", (*_CORE, "podidentity_k8s", "kubernetes", "aiohttp", "pydantic", "yaml"), _TEST_SUPPORT),
     Rule(
         "podidentity_azure",
-        (*_CORE, "podidentity_azure", "azure", "httpx", "aiohttp", "pydantic", "yaml"),
+        (*_CORE, "podidentity_azure", "azure", "cryptography", "httpx", "aiohttp", "jwt", "pydantic", "yaml"),
         _TEST_SUPPORT,
     ),
     Rule("apps", (*_SHARED, "uvicorn", "uvloop"), _OTHERS),

@@ -454,6 +454,22 @@ class TestHostsThatFail:
             assert before == ({NAME: "Assigned"}, {"web"})
             assert (it.states, it.on()) == ({}, set())
 
+    async def test_a_record_stays_while_its_identity_is_being_removed(self, mic: Start) -> None:
+        """Nobody else remembers the identity, should the removal fail."""
+        async with mic(*ALL) as it:
+            await it.after(SOON_S)
+            it.hosts.fail_next(TransientError("no"), after_write=True)
+            it.remove(POD)
+            await it.after(ARM_S / 2)
+            it.put(replace(it.stored(NAME), origin="somebody has edited it"))
+            await it.after(0)
+            meanwhile = it.states
+            it.hosts.put(vm(), resource())
+            await it.after(60)
+
+            assert meanwhile == {NAME: "Assigned"}
+            assert (it.states, it.on()) == ({}, set())
+
     async def test_a_throttled_host_is_left_alone_until_then_whatever_happens(self, mic: Start) -> None:
         async with mic(*ALL, before=lambda it: it.hosts.fail_next(Throttled("slow", retry_after_s=60))) as it:
             for n in range(5):

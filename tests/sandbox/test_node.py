@@ -69,13 +69,13 @@ def phase(sandbox: Sandbox, name: str) -> str:
 
 
 async def printed(sandbox: Sandbox, name: str, word: str) -> str:
-    """Wait until a pod has printed *word* and return all that it has printed."""
+    """Wait until a pod has printed a whole line with *word* and return all that it has printed."""
 
     def text() -> str:
         log = sandbox.kube.logs("default", name)
         return "" if log is None else bytes(log.data).decode()
 
-    await until(lambda: word in text())
+    await until(lambda: word in text() and text().endswith("\n"))
     return text()
 
 

@@ -186,7 +186,8 @@ class World:
             self.trace.append("MIC crashes")
 
     async def _crash(self) -> None:
-        """Let MIC die after some instructions; another starts when all that it had sent has arrived."""
+        """Let MIC die in the middle of something; another starts when all that it had sent has arrived."""
+        await self._pass(self.chance.choice((0.0, 0.01, 0.2, 0.21, 0.4, 2.0, 2.2, 4.0, 4.2)))
         for _ in range(self.chance.randrange(40)):
             await asyncio.sleep(0)
         await self._crash_mic()
