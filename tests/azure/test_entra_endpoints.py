@@ -36,7 +36,7 @@ def test_without_an_endpoint_the_configured_cloud_is_asked(configured: str, expe
     [
         *((f"https://{host}", f"https://{host}") for host in sorted(KNOWN_HOSTS)),
         ("https://login.microsoftonline.com/", "https://login.microsoftonline.com"),
-        ("HTTPS://Login.MicrosoftOnline.COM:443", "https://login.microsoftonline.com:443"),
+        ("HTTPS://Login.MicrosoftOnline.COM:443", "https://login.microsoftonline.com"),
         ("https://login.microsoftonline.com:443", "https://login.microsoftonline.com"),
         ("https://login.microsoftonline.us/path", "https://login.microsoftonline.us/path"),
         ("https://LOGIN.stack.example:8443", "https://login.stack.example:8443"),

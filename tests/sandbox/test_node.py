@@ -30,6 +30,13 @@ print("pid", os.getpid(), flush=True)
 time.sleep(600)
 """
 
+LEAVER = """
+import os, time
+if os.fork() == 0:
+    time.sleep(600)
+print("pid", os.getpid(), flush=True)
+"""
+
 
 def python(code: str) -> Program:
     """Return a program that runs *code*."""
@@ -42,6 +49,7 @@ def options(options: SandboxOptions) -> SandboxOptions:
     images = {
         "waiter": python(WAITER),
         "stubborn": python(STUBBORN),
+        "leaver": python(LEAVER),
         "good": python("print('done')"),
         "bad": python("raise SystemExit(3)"),
         "missing": Program(("/does/not/exist",)),
@@ -71,12 +79,13 @@ def phase(sandbox: Sandbox, name: str) -> str:
 async def printed(sandbox: Sandbox, name: str, word: str) -> str:
     """Wait until a pod has printed a whole line with *word* and return all that it has printed."""
 
-    def text() -> str:
+    def whole() -> str:
         log = sandbox.kube.logs("default", name)
-        return "" if log is None else bytes(log.data).decode()
+        text = "" if log is None else bytes(log.data).decode()
+        return text if word in text and text.endswith("\n") else ""
 
-    await until(lambda: word in text() and text().endswith("\n"))
-    return text()
+    await until(whole)
+    return whole()
 
 
 async def test_pods_are_spread_and_get_addresses_of_their_own(kube: httpx.AsyncClient, sandbox: Sandbox) -> None:
@@ -126,6 +135,14 @@ async def test_what_ignores_sigterm_is_killed_with_its_children(sandbox: Sandbox
     sandbox.cluster.delete(sandbox.cluster.registry.named("pods"), "default", "a")
 
     await until(lambda: sandbox.cluster.objects("pods") == [])
+    await until(lambda: not _group_is_alive(pid))
+
+
+async def test_what_a_program_leaves_behind_ends_with_it(sandbox: Sandbox) -> None:
+    sandbox.cluster.create(program_pod("a", "leaver"))
+    await until(lambda: phase(sandbox, "a") == "Succeeded")
+    pid = int((await printed(sandbox, "a", "pid")).split()[1])
+
     await until(lambda: not _group_is_alive(pid))
 
 
@@ -215,11 +232,18 @@ def _ready(sandbox: Sandbox) -> int:
 
 
 def _is_alive(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    fields = _stat(pid)
+    return bool(fields) and fields[0] != "Z"
 
 
 def _group_is_alive(group: int) -> bool:
-    stats = [entry / "stat" for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
-    fields = [stat.read_text().rpartition(")")[2].split() for stat in stats if stat.exists()]
-    return any(int(entry[2]) == group and entry[0] != "Z" for entry in fields)
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+    return any(fields[2] == str(group) and fields[0] != "Z" for pid in pids if (fields := _stat(pid)))
+
+
+def _stat(pid: int) -> list[str]:
+    """Return state, parent, group and more of a process; empty once it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
