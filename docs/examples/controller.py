@@ -1,14 +1,13 @@
-"""A controller of your own: it plans with podidentity_core, and does with the plan what it likes."""
-
-from __future__ import annotations
+"""A controller of your own: it plans with podidentity_core, and writes through whatever implements a port."""
 
 import json
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from podidentity_core.model import Binding, Identity, Node, Pod, PodPhase, Seen, Thing
-from podidentity_core.planning import Planner
+from podidentity_core.model import Binding, Identity, Node, Pod, PodPhase, Thing
+from podidentity_core.planning import HostNeeds, plan
+from podidentity_core.ports import HostIdentities
 from podidentity_core.resource_ids import host_of, parse_identity_resource
 from podidentity_core.view import ClusterView
 
@@ -25,16 +24,17 @@ def things(inventory: dict[str, list[dict[str, Any]]]) -> Iterator[Thing]:
         yield Pod(pod["team"], pod["name"], pod["uid"], pod["node"], label=pod["team"], phase=PodPhase.RUNNING)
 
 
-def steps(inventory: Iterable[Thing]) -> Iterator[str]:
-    """Say what would have to be done; nothing is written."""
-    view = ClusterView()
-    planner = Planner(view)
-    for thing in inventory:
-        planner.refresh(view.apply(Seen(thing)))
-    for host in planner.plan().hosts:
-        for resource in sorted(host.needed | host.planned, key=str):
-            yield f"{host.host.name} needs {str(resource).rpartition('/')[2]}"
+def needs(cluster: Iterable[Thing]) -> tuple[HostNeeds, ...]:
+    """What each host must carry."""
+    return plan(ClusterView.of(cluster)).hosts
+
+
+async def apply(cluster: Iterable[Thing], hosts: HostIdentities) -> None:
+    """Put on each host what its pods need; nothing is taken away."""
+    for host in needs(cluster):
+        await hosts.change(host.host, add=host.needed | host.planned, remove=())
 
 
 if __name__ == "__main__":
-    print("\n".join(steps(things(json.load(sys.stdin)))))
+    for host in needs(things(json.load(sys.stdin))):
+        print(f"{host.host.name} needs {', '.join(sorted(str(r).rpartition('/')[2] for r in host.planned))}")

@@ -82,9 +82,15 @@ async def test_the_whole_story() -> None:
         await until(lambda: not alive(family), f"an end of {alive(family)}")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("moment", ["MIC and NMI start", "MIC assigns", "What the demo pod got"])
-async def test_an_interruption_ends_everything(number: signal.Signals, moment: str) -> None:
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("MIC and NMI start", signal.SIGINT),
+        ("MIC assigns", signal.SIGTERM),
+        ("What the demo pod got", signal.SIGINT),
+    ],
+)
+async def test_an_interruption_ends_everything(moment: str, number: signal.Signals) -> None:
     async with demo() as (running, family):
         await running.line(moment)
 

@@ -44,7 +44,7 @@ def run() -> list[Figure]:
 async def _run() -> list[Figure]:
     async with _nmi() as (nmi, port), _empty() as (empty, empty_port):
         await _load(nmi, port, 64, "keep-alive", seconds=0.5)  # fetches the token
-        figures = []
+        figures: list[Figure] = []
         for connections, kind in CASES:
             ours = await _load(nmi, port, connections, kind)
             floor = await _load(empty, empty_port, connections, kind)
