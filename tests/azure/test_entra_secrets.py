@@ -322,7 +322,7 @@ async def test_the_assertion_is_what_entra_documents(
     assert jwt.get_unverified_header(text) == {
         "alg": "RS256",
         "typ": "JWT",
-        "x5t": base64.urlsafe_b64encode(hashlib.sha1(der).digest()).rstrip(b"=").decode(),
+        "x5t": base64.urlsafe_b64encode(hashlib.sha1(der).digest()).rstrip(b"=").decode(),  # noqa: S324  # the thumbprint of x5t is SHA-1
         "x5c": [base64.b64encode(der).decode()],
     }
     claims = jwt.decode(text, key.public_key(), algorithms=["RS256"], audience=URL)

@@ -1,0 +1,202 @@
+"""The port `TokenSource` on Entra ID, for service principals with a secret or a certificate.
+
+The endpoint of version 1 is asked, since it takes resources as pods name them and answers almost as the metadata
+service does. Source: aad-pod-identity pkg/auth/auth.go:85-204. No vendor library is imported, nor cryptography before
+the first certificate: NMI runs on every node, and few have such identities.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import TYPE_CHECKING
+
+import httpx
+
+from podidentity_azure.authority import PUBLIC_AUTHORITY, token_url
+from podidentity_azure.entra_answers import CredentialRefused, Passing, read_token, refusal
+from podidentity_azure.secret_credentials import KEPT_S, Credential, SecretCredentials
+from podidentity_azure.tls import ca_bundle, tls_context
+from podidentity_core.errors import PodIdentityError, RefusedError, Throttled, TransientError
+from podidentity_core.model import Identity
+from podidentity_core.ports import AccessToken, Clock, Meter, SecretReader, TokenSource
+
+CONNECT_LIMIT_S = 5.0
+TOTAL_LIMIT_S = 15.0
+"""How long one token may take once its Secret has been read, retries included."""
+
+MAX_CONNECTIONS = 10
+RETRIES = 2
+BACK_OFF_S = 0.5
+"""The first wait before a retry; it doubles, and half of it is by chance, so that nodes do not retry in step."""
+
+LONGEST_WAIT_S = 2.0
+"""A longer wait than this is the caller's: whoever asked knows how long it can wait."""
+
+LARGEST_ANSWER_BYTES = 2**18
+"""A token with the most claims that Entra puts into one is a tenth of this."""
+
+
+@dataclass(frozen=True, slots=True)
+class EntraRules:
+    """What the operator wants: *authority* is the cloud's Entra ID, for identities that name none.
+
+    *allow_any_endpoint*: send credentials wherever an AzureIdentity says. *allow_foreign_secrets*: let it use Secrets
+    of other namespaces. Both give whoever may create an AzureIdentity a way to other people's Secrets.
+    """
+
+    authority: str = PUBLIC_AUTHORITY
+    allow_any_endpoint: bool = False
+    allow_foreign_secrets: bool = False
+    secret_kept_s: float = KEPT_S
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    url: httpx.URL
+    identity: Identity
+    resource: str
+
+
+class EntraTokens:
+    """Fetches tokens from Entra ID. One for the whole process; close it after use.
+
+    Nothing is opened before the first call. Proxies of the environment are used, as the original does.
+
+    Raises:
+        ConfigurationError: when the certificates that *environ* names cannot be used.
+    """
+
+    def __init__(
+        self,
+        secrets: SecretReader,
+        *,
+        clock: Clock,
+        meter: Meter,
+        agent: str,
+        environ: Mapping[str, str],
+        rules: EntraRules | None = None,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._rules = rules or EntraRules()
+        self._clock = clock
+        self._meter = meter
+        self._agent = agent
+        self._chance = chance
+        self._ca_bundle = ca_bundle(environ)
+        # The system's own authorities take memory, so they are loaded when they are needed.
+        self._tls = tls_context(self._ca_bundle) if self._ca_bundle else None
+        self._http: httpx.AsyncClient | None = None
+        self._credentials = SecretCredentials(
+            secrets,
+            clock=clock,
+            meter=meter,
+            allow_foreign=self._rules.allow_foreign_secrets,
+            kept_s=self._rules.secret_kept_s,
+        )
+
+    async def issue(self, identity: Identity, resource: str) -> AccessToken:
+        """Fetch a token for *resource* of the tenant `identity.tenant_id`; other tenants of it are calls of their own.
+
+        Raises, besides what the port names, `RefusedError` when the object, its Secret or the operator's rules stand
+        against it: with object, field and remedy.
+        """
+        if not identity.client_id:
+            raise RefusedError(f"AzureIdentity {identity.key} has no clientID; set spec.clientID")
+        url = token_url(identity, configured=self._rules.authority, allow_any=self._rules.allow_any_endpoint)
+        credential = await self._credentials.of(identity)
+        return await self._measured(_Question(url, identity, resource), credential)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        if self._http is not None:
+            await self._http.aclose()
+
+    async def _measured(self, question: _Question, credential: Credential) -> AccessToken:
+        """Source of names and of what counts: aad-pod-identity pkg/auth/auth.go:88, pkg/metrics/metrics.go."""
+        begun_s = self._clock.monotonic_s()
+        try:
+            async with asyncio.timeout(TOTAL_LIMIT_S):
+                token = await self._exchange(question, credential)
+        except TimeoutError:
+            self._meter.count("imds_operations_errors_count", operation_type="adal_token")
+            raise TransientError(
+                f"Entra ID at {question.url.host} did not answer within {TOTAL_LIMIT_S:.0f} s"
+            ) from None
+        except PodIdentityError:
+            self._meter.count("imds_operations_errors_count", operation_type="adal_token")
+            raise
+        seconds = self._clock.monotonic_s() - begun_s
+        self._meter.observe("imds_operations_duration_seconds", seconds, operation_type="adal_token")
+        return token
+
+    async def _exchange(self, question: _Question, credential: Credential) -> AccessToken:
+        """Ask; if the credential is refused and the Secret holds another one by now, ask with that."""
+        try:
+            return await self._persist(question, credential)
+        except CredentialRefused:
+            newest = await self._credentials.newest(question.identity)
+            if newest is credential:
+                raise
+        return await self._persist(question, newest)
+
+    async def _persist(self, question: _Question, credential: Credential) -> AccessToken:
+        """Ask, and again after a short pause while that may help."""
+        retries = 0
+        while True:
+            try:
+                return await self._ask(question, credential)
+            except (Throttled, Passing) as error:
+                wait_s = self._wait_s(retries, error)
+                if retries == RETRIES or wait_s > LONGEST_WAIT_S:
+                    raise
+            retries += 1
+            await self._clock.sleep(wait_s)
+
+    def _wait_s(self, retries: int, error: TransientError) -> float:
+        back_off_s = BACK_OFF_S * 2.0**retries * (0.5 + self._chance() / 2)
+        return max(back_off_s, error.retry_after_s) if isinstance(error, Throttled) else back_off_s
+
+    async def _ask(self, question: _Question, credential: Credential) -> AccessToken:
+        identity, now_s = question.identity, self._clock.wall_s()
+        proof = credential.proof(identity.client_id, str(question.url), now_s)
+        form = {"client_id": identity.client_id, "grant_type": "client_credentials", "resource": question.resource}
+        try:
+            async with self._client().stream("POST", question.url, data={**form, **proof}) as response:
+                body = await _body(response)
+        except httpx.HTTPError as error:
+            host = question.url.host
+            raise Passing(f"Entra ID at {host} did not answer: {type(error).__name__}: {error}") from error
+        if response.status_code == 200:
+            return read_token(body, identity, question.resource, now_s=now_s)
+        raise refusal(response.status_code, response.headers, body, identity, withheld=proof.values())
+
+    def _client(self) -> httpx.AsyncClient:
+        if self._http is None:
+            self._http = httpx.AsyncClient(
+                # What is not packed cannot unpack to more than the limit.
+                headers={"User-Agent": self._agent, "Accept": "application/json", "Accept-Encoding": "identity"},
+                limits=httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS),
+                timeout=httpx.Timeout(TOTAL_LIMIT_S, connect=CONNECT_LIMIT_S),
+                verify=self._tls or tls_context(""),
+                # One tenant's cookies are no other's affair.
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+                follow_redirects=False,  # the credential is for this endpoint alone
+            )
+        return self._http
+
+
+async def _body(response: httpx.Response) -> bytes:
+    body = bytearray()
+    async for piece in response.aiter_raw():
+        body += piece
+        if len(body) > LARGEST_ANSWER_BYTES:
+            raise TransientError(f"Entra ID answered with more than {LARGEST_ANSWER_BYTES} bytes, so that is no token")
+    return bytes(body)
+
+
+if TYPE_CHECKING:
+    _: type[TokenSource] = EntraTokens
