@@ -7,7 +7,7 @@ import itertools
 import os
 import signal
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +23,6 @@ from apps.sandbox.store import timestamp
 from apps.sandbox.versions import Body, Stored
 
 _STOP_S = 1.0  # what processes get between SIGTERM and SIGKILL when the sandbox ends
-_READ_BYTES = 65_536
 
 
 @dataclass(slots=True)
@@ -127,14 +126,7 @@ class Nodes:
     async def _run(self, run: _Run, pod: Body, container: Body, program: Program) -> None:
         argv = [*program.argv, *container.get("args", ())]
         try:
-            run.process = await asyncio.create_subprocess_exec(
-                *argv,
-                env=self._environment(run, pod, container, program),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                start_new_session=True,
-            )
+            run.process, output = await _spawn(argv, self._environment(run, pod, container, program), run.log)
         except OSError as error:
             run.log.write(f"cannot start {argv[0]}: {error.strerror}\n".encode())
             run.log.finish()
@@ -143,10 +135,9 @@ class Nodes:
         finally:
             run.spawned.set()
         self._set_status(run, "Running")
-        reading = asyncio.create_task(_read(run.process, run.log))
         code = await run.process.wait()
         _signal(run.process, signal.SIGKILL)  # children that it has left, which may hold the output open
-        await reading
+        await output.ended.wait()
         run.log.finish()
         self._set_status(run, "Failed" if code else "Succeeded", exit_code=code)
 
@@ -247,9 +238,42 @@ def _value(entry: Mapping[str, Any], pod: Body) -> str:
     return str(found) if path else str(entry.get("value", ""))
 
 
-async def _read(process: asyncio.subprocess.Process, log: PodLog) -> None:
-    while process.stdout is not None and (text := await process.stdout.read(_READ_BYTES)):
-        log.write(text)
+class _Output(asyncio.Protocol):
+    """Writes what comes through a pipe to a log."""
+
+    def __init__(self, log: PodLog) -> None:
+        self.ended = asyncio.Event()
+        self._log = log
+
+    def data_received(self, data: bytes) -> None:
+        self._log.write(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc  # how a pipe ends makes no difference
+        self.ended.set()
+
+
+async def _spawn(
+    argv: Sequence[str], env: Mapping[str, str], log: PodLog
+) -> tuple[asyncio.subprocess.Process, _Output]:
+    """Start a program in a session of its own, its output going to *log*. Raises OSError."""
+    # A pipe of our own: with asyncio's, wait() would last until children of the program have closed it too.
+    reading, writing = os.pipe()
+    output = _Output(log)
+    pipe = os.fdopen(reading, "rb", buffering=0)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: output, pipe)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            env=env,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=writing,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+        )
+    finally:
+        os.close(writing)
+    return process, output
 
 
 def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
