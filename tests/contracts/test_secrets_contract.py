@@ -14,7 +14,7 @@ from apps.sandbox.resources import SECRETS
 from apps.sandbox.sandbox import Sandbox, SandboxOptions
 from podidentity_core.errors import PermissionRefused, TransientError
 from podidentity_core.model import Key
-from podidentity_core.testing.contracts import SecretReaderContract, SecretWorld
+from podidentity_core.testing.contracts import SecretReaderContract
 from podidentity_core.testing.fakes import FakeSecrets
 from podidentity_k8s.api import Connection, KubeApi
 from podidentity_k8s.config import load_credentials
@@ -40,7 +40,7 @@ class FakeSecretWorld:
 
 class TestFakeSecrets(SecretReaderContract):
     @pytest.fixture
-    def world(self) -> SecretWorld:
+    def world(self) -> FakeSecretWorld:
         return FakeSecretWorld()
 
 
@@ -54,7 +54,7 @@ class SandboxSecretWorld:
 
     async def put(self, key: Key, data: Mapping[str, bytes]) -> None:
         kept = [body["metadata"] for body in self._sandbox.cluster.objects("secrets")]
-        if key in [(meta["namespace"], meta["name"]) for meta in kept]:
+        if any(key == Key(meta["namespace"], meta["name"]) for meta in kept):
             await self.remove(key)
         encoded = {name: base64.b64encode(value).decode() for name, value in data.items()}
         place = {"namespace": key.namespace, "name": key.name}
@@ -72,7 +72,7 @@ class SandboxSecretWorld:
 
 class TestKubeSecrets(SecretReaderContract):
     @pytest.fixture
-    async def world(self) -> AsyncIterator[SecretWorld]:
+    async def world(self) -> AsyncIterator[SandboxSecretWorld]:
         async with Sandbox(SandboxOptions(nodes=(), run_pods=False)) as sandbox:
             credentials = await load_credentials(str(sandbox.kubeconfig))
             async with Connection(credentials, user_agent="test") as connection:
