@@ -152,13 +152,15 @@ class HostWorker:
         What changes while a write is under way, such as a pod that comes back while its identity leaves, is the next
         write's affair.
         """
-        refusals = 0
+        refusals, pause = 0, False
         former = HostChange()
         while (change := self._wanted_change(host, desk)) and self._lock.is_held():
             if change == former or refusals > self._limits.retries:
                 return False
-            if refusals:
+            if pause:
+                pause = False
                 await self._clock.sleep(self._limits.retry_interval_s)
+                continue
             counts = len(change.add), len(change.remove)
             log.info("updating user-assigned identities on %s, assign [%d], unassign [%d]", host.name, *counts)
             try:
@@ -167,6 +169,7 @@ class HostWorker:
             except IdentitiesRefused as error:
                 self._quarantine(host, desk, change, error)
                 refusals += 1
+                pause = True
         return True
 
     def _wanted_change(self, host: Host, desk: _HostDesk) -> HostChange:

@@ -51,6 +51,8 @@ class PodWorker:
     async def turn(self, pod: Key) -> None:
         """Do for one pod what can be done now. One failure does not stop the rest; the first is raised at the end.
 
+        Each step asks whether it is still planned: while the one before it waited, the pod may have been planned anew.
+
         Raises:
             PodIdentityError: a write failed; the object that it was about has got an event.
         """
@@ -112,12 +114,17 @@ class PodWorker:
 
     async def _create(self, wanted: Assignment, deleted: Assignment | None) -> None:
         """Store *wanted*, in the place of *deleted*, which somebody removes by hand although it is needed."""
+        if wanted not in self._planner.pod_plan(wanted.pod).create:
+            return
         if not self._may_be_stored(wanted):
             self._ask_host(wanted)
             return
         if deleted is not None:
             await self._remember(deleted)
             await self._release(deleted)
+            if not self._may_be_stored(wanted):
+                self._ask_host(wanted)
+                return
         new = self._in_first_state(wanted)
         log.info("creating assigned id %s", new.key)
         try:
@@ -128,11 +135,16 @@ class PodWorker:
         self._stored(stored)
 
     async def _update(self, update: Update) -> None:
+        if update not in self._planner.pod_plan(update.wanted.pod).update:
+            return
         if not self._may_be_stored(update.wanted):
             self._ask_host(update.wanted)
             return
         if self._leaves_something(update):
             await self._remember(update.stored)
+            if not self._may_be_stored(update.wanted):
+                self._ask_host(update.wanted)
+                return
         new = self._in_first_state(update.wanted)
         log.info("updating assigned id %s", new.key)
         try:
@@ -170,6 +182,8 @@ class PodWorker:
             self._note(await self._tools.store.create(leaving))
 
     async def _keep(self, assignment: Assignment) -> None:
+        if assignment not in self._planner.pod_plan(assignment.pod).keep:
+            return
         match self._next_for_wanted(assignment):
             case Next.ASSIGN:
                 self._stored(await self._set_state(assignment, AssignmentState.ASSIGNED))
@@ -177,6 +191,8 @@ class PodWorker:
                 self._ask_host(assignment)
 
     async def _let_go(self, assignment: Assignment) -> None:
+        if assignment not in self._planner.pod_plan(assignment.pod).delete:
+            return
         if self._next_for_unwanted(assignment) is Next.WAIT:
             self._ask_host(assignment)
             return
@@ -189,6 +205,8 @@ class PodWorker:
             if assignment.state is not AssignmentState.UNASSIGNED:
                 assignment = await self._set_state(assignment, AssignmentState.UNASSIGNED)
                 self._note(assignment)
+                if assignment not in self._planner.pod_plan(assignment.pod).delete:
+                    return
             await self._timed("assigned_identity_deletion", self._tools.store.delete(assignment))
         except NotFound:
             pass
@@ -220,7 +238,7 @@ class PodWorker:
 
     def _note(self, assignment: Assignment) -> None:
         """See an own write at once, and not only when the watch reports it."""
-        self._planner.refresh(self._view.apply(Seen(assignment)))
+        self._tools.replan(self._view.apply(Seen(assignment)))
 
     def _ask_host(self, assignment: Assignment) -> None:
         if (host := self._view.host_of(assignment)) is not None:
