@@ -7,20 +7,21 @@ the first certificate: NMI runs on every node, and few have such identities.
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING
 
 import httpx
 
+from podidentity_azure.asking import Asking, Passing
 from podidentity_azure.authority import PUBLIC_AUTHORITY, token_url
-from podidentity_azure.entra_answers import CredentialRefused, Passing, read_token, refusal
+from podidentity_azure.entra_answers import CredentialRefused, read_token, refusal
 from podidentity_azure.secret_credentials import KEPT_S, Credential, SecretCredentials
 from podidentity_azure.tls import ca_bundle, tls_context
-from podidentity_core.errors import PodIdentityError, RefusedError, Throttled, TransientError
+from podidentity_core.errors import RefusedError, TransientError
 from podidentity_core.model import Identity
 from podidentity_core.ports import AccessToken, Clock, Meter, SecretReader, TokenSource
 
@@ -29,13 +30,6 @@ TOTAL_LIMIT_S = 15.0
 """How long one token may take once its Secret has been read, retries included."""
 
 MAX_CONNECTIONS = 10
-RETRIES = 2
-BACK_OFF_S = 0.5
-"""The first wait before a retry; it doubles, and half of it is by chance, so that nodes do not retry in step."""
-
-LONGEST_WAIT_S = 2.0
-"""A longer wait than this is the caller's: whoever asked knows how long it can wait."""
-
 LARGEST_ANSWER_BYTES = 2**18
 """A token with the most claims that Entra puts into one is a tenth of this."""
 
@@ -83,9 +77,8 @@ class EntraTokens:
     ) -> None:
         self._rules = rules or EntraRules()
         self._clock = clock
-        self._meter = meter
+        self._asking = partial(Asking, limit_s=TOTAL_LIMIT_S, clock=clock, meter=meter, chance=chance)
         self._agent = agent
-        self._chance = chance
         self._ca_bundle = ca_bundle(environ)
         # The system's own authorities take memory, so they are loaded when they are needed.
         self._tls = tls_context(self._ca_bundle) if self._ca_bundle else None
@@ -108,57 +101,24 @@ class EntraTokens:
             raise RefusedError(f"AzureIdentity {identity.key} has no clientID; set spec.clientID")
         url = token_url(identity, configured=self._rules.authority, allow_any=self._rules.allow_any_endpoint)
         credential = await self._credentials.of(identity)
-        return await self._measured(_Question(url, identity, resource), credential)
+        question = _Question(url, identity, resource)
+        asking = self._asking(f"Entra ID at {url.host}")
+        return await asking.measured(self._exchange(asking, question, credential), "adal_token")
 
     async def aclose(self) -> None:
         """Close all connections."""
         if self._http is not None:
             await self._http.aclose()
 
-    async def _measured(self, question: _Question, credential: Credential) -> AccessToken:
-        """Source of names and of what counts: aad-pod-identity pkg/auth/auth.go:88, pkg/metrics/metrics.go."""
-        begun_s = self._clock.monotonic_s()
-        try:
-            async with asyncio.timeout(TOTAL_LIMIT_S):
-                token = await self._exchange(question, credential)
-        except TimeoutError:
-            self._meter.count("imds_operations_errors_count", operation_type="adal_token")
-            raise TransientError(
-                f"Entra ID at {question.url.host} did not answer within {TOTAL_LIMIT_S:.0f} s"
-            ) from None
-        except PodIdentityError:
-            self._meter.count("imds_operations_errors_count", operation_type="adal_token")
-            raise
-        seconds = self._clock.monotonic_s() - begun_s
-        self._meter.observe("imds_operations_duration_seconds", seconds, operation_type="adal_token")
-        return token
-
-    async def _exchange(self, question: _Question, credential: Credential) -> AccessToken:
+    async def _exchange(self, asking: Asking, question: _Question, credential: Credential) -> AccessToken:
         """Ask; if the credential is refused and the Secret holds another one by now, ask with that."""
         try:
-            return await self._persist(question, credential)
+            return await asking.persist(lambda: self._ask(question, credential))
         except CredentialRefused:
             newest = await self._credentials.newest(question.identity)
             if newest is credential:
                 raise
-        return await self._persist(question, newest)
-
-    async def _persist(self, question: _Question, credential: Credential) -> AccessToken:
-        """Ask, and again after a short pause while that may help."""
-        retries = 0
-        while True:
-            try:
-                return await self._ask(question, credential)
-            except (Throttled, Passing) as error:
-                wait_s = self._wait_s(retries, error)
-                if retries == RETRIES or wait_s > LONGEST_WAIT_S:
-                    raise
-            retries += 1
-            await self._clock.sleep(wait_s)
-
-    def _wait_s(self, retries: int, error: TransientError) -> float:
-        back_off_s = BACK_OFF_S * 2.0**retries * (0.5 + self._chance() / 2)
-        return max(back_off_s, error.retry_after_s) if isinstance(error, Throttled) else back_off_s
+        return await asking.persist(lambda: self._ask(question, newest))
 
     async def _ask(self, question: _Question, credential: Credential) -> AccessToken:
         identity, now_s = question.identity, self._clock.wall_s()

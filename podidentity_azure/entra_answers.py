@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote_plus
 
+from podidentity_azure.asking import Passing
 from podidentity_azure.errors import retry_after_s
 from podidentity_core.errors import PodIdentityError, RefusedError, Throttled, TokenRefused, TransientError
 from podidentity_core.model import Identity
@@ -36,10 +37,6 @@ _THROTTLING_CODES = frozenset({50196, 90055})
 _MOST_CHARS = 1000  # of somebody else's text
 _GO_DATE = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4}) (\d{1,2}):(\d{2}):(\d{2})(?: ([AP]M))? \+00:00")
 """`1/2/2006 15:04:05 PM +00:00`, with or without the marker. Source: go-autorest autorest/adal/token.go:86."""
-
-
-class Passing(TransientError):
-    """Entra may well answer in a moment."""
 
 
 class CredentialRefused(TokenRefused):

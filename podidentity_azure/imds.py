@@ -5,7 +5,6 @@ No vendor library is imported here, since NMI runs on every node and needs nothi
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import random
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from podidentity_azure.asking import Asking, Passing
 from podidentity_core.errors import PodIdentityError, RefusedError, Throttled, TokenRefused, TransientError
 from podidentity_core.model import Identity
 from podidentity_core.ports import AccessToken, Clock, Meter, NodeTokenSource, TokenSource
@@ -31,22 +31,11 @@ CONNECT_LIMIT_S = 2.0
 TOTAL_LIMIT_S = 10.0
 """How long one token may take, retries and waiting for a connection included."""
 
-RETRIES = 2
-BACK_OFF_S = 0.5
-"""The first wait before a retry; it doubles, and half of it is by chance, so that nodes do not retry in step."""
-
-LONGEST_WAIT_S = 2.0
-"""A longer wait than this is the caller's: whoever asked knows how long it can wait."""
-
 THROTTLED_S = 1.0
 """The wait after a 429 that names none: IMDS counts by the second."""
 
 
 _FIELDS_APART = frozenset({"access_token", "expires_in", "expires_on"})
-
-
-class _Passing(TransientError):
-    """The metadata service may well answer in a moment."""
 
 
 class ImdsTokens:
@@ -65,8 +54,7 @@ class ImdsTokens:
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._clock = clock
-        self._meter = meter
-        self._chance = chance
+        self._asking = Asking("the metadata service", TOTAL_LIMIT_S, clock, meter, chance)
         self._http = httpx.AsyncClient(
             base_url=endpoint.rstrip("/"),
             headers={"Metadata": "true", "User-Agent": agent},
@@ -82,57 +70,27 @@ class ImdsTokens:
         if not identity.client_id:
             # Without it IMDS would answer with the node's own identity.
             raise RefusedError(f"AzureIdentity {identity.key} has no clientID, so no token can be fetched for it")
-        return await self._measured("adal_token_msi_userassignedid", {"client_id": identity.client_id}, resource)
+        return await self._fetch("adal_token_msi_userassignedid", {"client_id": identity.client_id}, resource)
 
     async def issue_for_node(self, selector: Selector | None, resource: str) -> AccessToken:
         """Fetch a token of the identity that *selector* names on this node, or of the node's default one."""
         if selector is None:
-            return await self._measured("adal_token_msi", {}, resource)
-        return await self._measured("adal_token_msi_userassignedid", {selector.kind.value: selector.value}, resource)
+            return await self._fetch("adal_token_msi", {}, resource)
+        return await self._fetch("adal_token_msi_userassignedid", {selector.kind.value: selector.value}, resource)
 
     async def aclose(self) -> None:
         """Close all connections."""
         await self._http.aclose()
 
-    async def _measured(self, operation: str, selector: Mapping[str, str], resource: str) -> AccessToken:
-        """Source of names and of what counts: aad-pod-identity pkg/nmi/server/server.go, pkg/metrics/metrics.go."""
+    async def _fetch(self, operation: str, selector: Mapping[str, str], resource: str) -> AccessToken:
         query = {"api-version": API_VERSION, **selector, "resource": resource}
-        begun_s = self._clock.monotonic_s()
-        try:
-            async with asyncio.timeout(TOTAL_LIMIT_S):
-                token = await self._persist(query)
-        except TimeoutError:
-            self._meter.count("imds_operations_errors_count", operation_type=operation)
-            raise TransientError(f"the metadata service did not answer within {TOTAL_LIMIT_S:.0f} s") from None
-        except PodIdentityError:
-            self._meter.count("imds_operations_errors_count", operation_type=operation)
-            raise
-        seconds = self._clock.monotonic_s() - begun_s
-        self._meter.observe("imds_operations_duration_seconds", seconds, operation_type=operation)
-        return token
-
-    async def _persist(self, query: Mapping[str, str]) -> AccessToken:
-        """Ask, and again after a short pause while that may help."""
-        retries = 0
-        while True:
-            try:
-                return await self._ask(query)
-            except (Throttled, _Passing) as error:
-                wait_s = self._wait_s(retries, error)
-                if retries == RETRIES or wait_s > LONGEST_WAIT_S:
-                    raise
-            retries += 1
-            await self._clock.sleep(wait_s)
-
-    def _wait_s(self, retries: int, error: TransientError) -> float:
-        back_off_s = BACK_OFF_S * 2.0**retries * (0.5 + self._chance() / 2)
-        return max(back_off_s, error.retry_after_s) if isinstance(error, Throttled) else back_off_s
+        return await self._asking.measured(self._asking.persist(lambda: self._ask(query)), operation)
 
     async def _ask(self, query: Mapping[str, str]) -> AccessToken:
         try:
             response = await self._http.get(TOKEN_PATH, params=dict(query))
         except httpx.HTTPError as error:
-            raise _Passing(f"the metadata service did not answer: {type(error).__name__}: {error}") from error
+            raise Passing(f"the metadata service did not answer: {type(error).__name__}: {error}") from error
         if response.status_code == 200:
             return read_token(response.content, now_s=self._clock.wall_s())
         raise _refusal(response)
@@ -188,7 +146,7 @@ def _refusal(response: httpx.Response) -> PodIdentityError:
         )
     if status == 429:
         return Throttled(message, retry_after_s=_retry_after_s(response))
-    return _Passing(message) if status in (404, 410) or status >= 500 else TransientError(message)
+    return Passing(message) if status in (404, 410) or status >= 500 else TransientError(message)
 
 
 def _retry_after_s(response: httpx.Response) -> float:

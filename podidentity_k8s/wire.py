@@ -245,9 +245,3 @@ class WireEndpoints(Bare):
     """An Endpoints object, as far as a lock needs it."""
 
     metadata: AnnotatedMeta = Field(default_factory=AnnotatedMeta)
-
-
-class WireConfigMap(Bare):
-    """A ConfigMap's data."""
-
-    data: dict[str, str] | None = None

@@ -25,7 +25,6 @@ from apps.sandbox.sandbox import Sandbox
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 STEP_S = 20.0
 """How long one step may take."""
-SHOWN = 110
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+from apps.serving import Send
 from podidentity_core.errors import PodIdentityError, Throttled, TokenRefused
 from podidentity_core.ports import AccessToken
 from podidentity_core.reasons import Explanation, Reason, because
@@ -106,3 +107,10 @@ def failure(error: PodIdentityError) -> Answer:
         wait_s = str(max(1, math.ceil(error.retry_after_s))).encode()
         return Answer(429, answer.body, (*answer.headers, (b"retry-after", wait_s)))
     return answer
+
+
+async def send_answer(send: Send, answer: Answer) -> None:
+    """Send a whole answer, with its length."""
+    headers = [*answer.headers, (b"content-length", b"%d" % len(answer.body))]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})

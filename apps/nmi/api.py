@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI
 
-from apps.nmi.answers import Answer, denial, failure, token_answer
+from apps.nmi.answers import denial, failure, send_answer, token_answer
 from apps.serving import Receive, Scope, Send
 from podidentity_core.errors import PodIdentityError
 from podidentity_core.metadata_path import MetadataPath, Route, classify
@@ -93,7 +93,7 @@ class MetadataEndpoint:
             _address(scope),
             refusal,
         )
-        await _send(send, denial(refusal))
+        await send_answer(send, denial(refusal))
 
     async def _token(self, scope: Scope, receive: Receive, send: Send) -> _Outcome:
         request = self._request(scope)
@@ -105,18 +105,18 @@ class MetadataEndpoint:
                 result = await _while_connected(self._service.answer(_address(scope), request), receive)
         except PodIdentityError as error:
             answer = failure(error)
-            await _send(send, answer)
+            await send_answer(send, answer)
             return _Outcome(answer.status, resource=request.resource, detail=f"error={str(error)!r}")
         if result is None:
             return _Outcome(CLIENT_GONE, resource=request.resource, detail="error='the client hung up'")
         if isinstance(result, Denied):
             return await self._deny(send, result, request.resource)
-        await _send(send, token_answer(result.token, self._clock.wall_s()))
+        await send_answer(send, token_answer(result.token, self._clock.wall_s()))
         return _granted(result, request)
 
     async def _deny(self, send: Send, denied: Denied, resource: str) -> _Outcome:
         answer = denial(denied.explanation, retry_after_header=self._settings.retry_after_header)
-        await _send(send, answer)
+        await send_answer(send, answer)
         namespace, pod = (denied.pod.namespace, str(denied.pod.key)) if denied.pod else ("", "")
         return _Outcome(answer.status, pod, namespace, resource, f"error={str(denied.explanation)!r}")
 
@@ -230,9 +230,3 @@ def _address(scope: Scope) -> str:
     """The peer's address; one from an IPv4 socket keeps its IPv4 form on a dual-stack listener."""
     client = scope["client"]
     return str(client[0]).removeprefix("::ffff:") if client else ""
-
-
-async def _send(send: Send, answer: Answer) -> None:
-    headers = [*answer.headers, (b"content-length", b"%d" % len(answer.body))]
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body})

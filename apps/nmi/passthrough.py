@@ -7,7 +7,7 @@ import ssl
 
 import httpx
 
-from apps.nmi.answers import denial
+from apps.nmi.answers import denial, send_answer
 from apps.serving import Scope, Send
 from podidentity_core.reasons import Reason, because
 
@@ -82,7 +82,5 @@ async def _relay(response: httpx.Response, send: Send) -> None:
 
 async def _unavailable(send: Send, error: httpx.HTTPError) -> int:
     answer = denial(because(Reason.UPSTREAM_AWAY, problem=type(error).__name__))
-    headers = [*answer.headers, (b"content-length", b"%d" % len(answer.body))]
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body})
+    await send_answer(send, answer)
     return answer.status

@@ -152,15 +152,11 @@ class HostWorker:
         What changes while a write is under way, such as a pod that comes back while its identity leaves, is the next
         write's affair.
         """
-        refusals, pause = 0, False
+        refusals = 0
         former = HostChange()
         while (change := self._wanted_change(host, desk)) and self._lock.is_held():
             if change == former or refusals > self._limits.retries:
                 return False
-            if pause:
-                pause = False
-                await self._clock.sleep(self._limits.retry_interval_s)
-                continue
             counts = len(change.add), len(change.remove)
             log.info("updating user-assigned identities on %s, assign [%d], unassign [%d]", host.name, *counts)
             try:
@@ -169,7 +165,8 @@ class HostWorker:
             except IdentitiesRefused as error:
                 self._quarantine(host, desk, change, error)
                 refusals += 1
-                pause = True
+                if refusals <= self._limits.retries and self._wanted_change(host, desk):
+                    await self._clock.sleep(self._limits.retry_interval_s)  # then all is looked at anew
         return True
 
     def _wanted_change(self, host: Host, desk: _HostDesk) -> HostChange:

@@ -51,7 +51,7 @@ class PodWorker:
     async def turn(self, pod: Key) -> None:
         """Do for one pod what can be done now. One failure does not stop the rest; the first is raised at the end.
 
-        Each step asks whether it is still planned: while the one before it waited, the pod may have been planned anew.
+        A step that is no longer planned is left out: while another one waited, the pod may have been planned anew.
 
         Raises:
             PodIdentityError: a write failed; the object that it was about has got an event.
@@ -59,13 +59,15 @@ class PodWorker:
         plan = self._planner.pod_plan(pod)
         going = {assignment.key: assignment for assignment in plan.delete}
         steps = [
-            *(partial(self._create, wanted, going.pop(wanted.key, None)) for wanted in plan.create),
-            *(partial(self._update, update) for update in plan.update),
-            *(partial(self._keep, assignment) for assignment in plan.keep),
-            *(partial(self._let_go, assignment) for assignment in going.values()),
+            *(("create", wanted, partial(self._create, wanted, going.pop(wanted.key, None))) for wanted in plan.create),
+            *(("update", update, partial(self._update, update)) for update in plan.update),
+            *(("keep", kept, partial(self._keep, kept)) for kept in plan.keep),
+            *(("delete", assignment, partial(self._let_go, assignment)) for assignment in going.values()),
         ]
         failure: PodIdentityError | None = None
-        for step in steps:
+        for part, item, step in steps:
+            if item not in getattr(self._planner.pod_plan(pod), part):
+                continue
             try:
                 await step()
             except PodIdentityError as error:
@@ -91,6 +93,13 @@ class PodWorker:
         record = self._record(wanted)
         return record is None or wanted.identity.host_resource is None or record.usable is not None
 
+    def _waits_for_host(self, wanted: Assignment) -> bool:
+        """Whether *wanted* may not be stored yet; then its host is asked for a turn, after which it may."""
+        if self._may_be_stored(wanted):
+            return False
+        self._ask_host(wanted)
+        return True
+
     def _next_for_unwanted(self, assignment: Assignment) -> Next:
         host = self._view.host_of(assignment)
         if host is None:
@@ -114,16 +123,12 @@ class PodWorker:
 
     async def _create(self, wanted: Assignment, deleted: Assignment | None) -> None:
         """Store *wanted*, in the place of *deleted*, which somebody removes by hand although it is needed."""
-        if wanted not in self._planner.pod_plan(wanted.pod).create:
-            return
-        if not self._may_be_stored(wanted):
-            self._ask_host(wanted)
+        if self._waits_for_host(wanted):
             return
         if deleted is not None:
             await self._remember(deleted)
             await self._release(deleted)
-            if not self._may_be_stored(wanted):
-                self._ask_host(wanted)
+            if self._waits_for_host(wanted):
                 return
         new = self._in_first_state(wanted)
         log.info("creating assigned id %s", new.key)
@@ -135,15 +140,11 @@ class PodWorker:
         self._stored(stored)
 
     async def _update(self, update: Update) -> None:
-        if update not in self._planner.pod_plan(update.wanted.pod).update:
-            return
-        if not self._may_be_stored(update.wanted):
-            self._ask_host(update.wanted)
+        if self._waits_for_host(update.wanted):
             return
         if self._leaves_something(update):
             await self._remember(update.stored)
-            if not self._may_be_stored(update.wanted):
-                self._ask_host(update.wanted)
+            if self._waits_for_host(update.wanted):
                 return
         new = self._in_first_state(update.wanted)
         log.info("updating assigned id %s", new.key)
@@ -182,8 +183,6 @@ class PodWorker:
             self._note(await self._tools.store.create(leaving))
 
     async def _keep(self, assignment: Assignment) -> None:
-        if assignment not in self._planner.pod_plan(assignment.pod).keep:
-            return
         match self._next_for_wanted(assignment):
             case Next.ASSIGN:
                 self._stored(await self._set_state(assignment, AssignmentState.ASSIGNED))
@@ -191,8 +190,6 @@ class PodWorker:
                 self._ask_host(assignment)
 
     async def _let_go(self, assignment: Assignment) -> None:
-        if assignment not in self._planner.pod_plan(assignment.pod).delete:
-            return
         if self._next_for_unwanted(assignment) is Next.WAIT:
             self._ask_host(assignment)
             return

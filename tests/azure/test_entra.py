@@ -23,7 +23,8 @@ from apps.clock import SystemClock
 from apps.sandbox.faults import Fault
 from apps.sandbox.options import TENANT
 from apps.sandbox.sandbox import Sandbox
-from podidentity_azure.entra import LARGEST_ANSWER_BYTES, LONGEST_WAIT_S, RETRIES, EntraRules, EntraTokens
+from podidentity_azure.asking import LONGEST_WAIT_S, RETRIES
+from podidentity_azure.entra import LARGEST_ANSWER_BYTES, EntraRules, EntraTokens
 from podidentity_core.errors import ConfigurationError, RefusedError, Throttled, TokenRefused, TransientError
 from podidentity_core.model import Identity, IdentityKind, Key
 from podidentity_core.testing import builders

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from podidentity_azure.entra_answers import THROTTLED_S, CredentialRefused, Passing, read_token, refusal
+from podidentity_azure.asking import Passing
+from podidentity_azure.entra_answers import THROTTLED_S, CredentialRefused, read_token, refusal
 from podidentity_core.errors import PodIdentityError, RefusedError, Throttled, TokenRefused, TransientError
 from podidentity_core.model import IdentityKind
 from podidentity_core.testing import builders

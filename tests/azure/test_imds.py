@@ -13,14 +13,8 @@ import respx
 from aiohttp import web
 
 from apps.sandbox.sandbox import Sandbox
-from podidentity_azure.imds import (
-    LONGEST_WAIT_S,
-    MAX_CONNECTIONS,
-    RETRIES,
-    THROTTLED_S,
-    ImdsTokens,
-    read_token,
-)
+from podidentity_azure.asking import LONGEST_WAIT_S, RETRIES
+from podidentity_azure.imds import MAX_CONNECTIONS, THROTTLED_S, ImdsTokens, read_token
 from podidentity_core.errors import RefusedError, Throttled, TokenRefused, TransientError
 from podidentity_core.testing import builders
 from podidentity_core.token_request import Selector, SelectorKind
