@@ -1,4 +1,4 @@
-"""HTTP listeners, probes, metrics pages and termination, for both daemons."""
+"""HTTP listeners and termination, for both daemons."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
 
-from apps.metrics import CONTENT_TYPE
 from podidentity_core.errors import ConfigurationError
 
 Scope = MutableMapping[str, Any]
@@ -24,7 +23,6 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 """An ASGI application; FastAPI is one."""
 
 ALL_INTERFACES = ""
-_PLAIN = b"text/plain; charset=utf-8"
 _KEEP_ALIVE_S = 90  # longer than usual scrape intervals and than the time SDKs keep an idle connection
 _REMEDIES = {
     errno.EADDRINUSE: "stop the program that uses it, or choose another port with {flag}",
@@ -90,45 +88,6 @@ async def start_server(app: Application, host: str, port: int, *, flag: str, dat
     await server.startup(sockets=[listener])
     clock = asyncio.create_task(_keep_date(server), name="date header")
     return Server(listener.getsockname()[1], server, clock)
-
-
-async def start_probe(port: int, active: Callable[[], bool], *, flag: str = "--http-probe-port") -> Server:
-    """Serve `/healthz` on all interfaces: always 200, `Active` or `Not Active`.
-
-    Source: aad-pod-identity pkg/probes/probes.go.
-    """
-    pages = {"/healthz": Page(lambda: b"Active" if active() else b"Not Active")}
-    return await start_server(text_app(pages), ALL_INTERFACES, port, flag=flag, date_header=False)
-
-
-async def start_metrics(port: int, render: Callable[[], bytes], *, flag: str = "--prometheus-port") -> Server:
-    """Serve what *render* returns as `/metrics`, on all interfaces."""
-    pages = {"/metrics": Page(render, CONTENT_TYPE)}
-    return await start_server(text_app(pages), ALL_INTERFACES, port, flag=flag, date_header=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """A text that is made anew for each request."""
-
-    body: Callable[[], bytes]
-    content_type: bytes = _PLAIN
-
-
-def text_app(pages: Mapping[str, Page]) -> Application:
-    """Return an application that answers 200 with the page at exactly this path, whatever the method; else 404."""
-    missing = Page(lambda: b"404 page not found\n")
-
-    async def app(scope: Scope, _: Receive, send: Send) -> None:
-        page = pages.get(scope["path"])
-        found = page or missing
-        body = found.body()
-        headers = [(b"content-type", found.content_type), (b"content-length", str(len(body)).encode())]
-        status = 200 if page else 404
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-
-    return app
 
 
 def wait_for_termination(loop: asyncio.AbstractEventLoop) -> asyncio.Future[signal.Signals]:

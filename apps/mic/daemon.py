@@ -9,8 +9,9 @@ from contextlib import AsyncExitStack
 
 from apps.mic.bootstrap import Mic, connected
 from apps.mic.flags import MicConfig
+from apps.pages import start_metrics, start_probe
 from apps.running import first_of, stopped
-from apps.serving import start_metrics, start_probe, wait_for_termination
+from apps.serving import wait_for_termination
 from apps.version import installed
 from podidentity_core.errors import PodIdentityError
 

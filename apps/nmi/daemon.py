@@ -10,8 +10,9 @@ from apps.nmi.bootstrap import Nmi, connected, interceptor
 from apps.nmi.flags import NmiConfig
 from apps.nmi.kubenet import refuse_kubenet
 from apps.nmi.netfilter.interceptor import Interceptor
+from apps.pages import start_metrics, start_probe
 from apps.running import first_of, stopped
-from apps.serving import start_metrics, start_probe, start_server, wait_for_termination
+from apps.serving import start_server, wait_for_termination
 from apps.version import installed
 from podidentity_core.errors import PodIdentityError
 

@@ -5,14 +5,13 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import httpx
 import pytest
 
 from apps import serving
-from apps.metrics import PrometheusMeter
 from apps.serving import Application, BindError, Receive, Scope, Send, Server
 from podidentity_core.errors import ConfigurationError
 
@@ -65,66 +64,6 @@ def taken() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
-async def test_the_probe_tells_the_state_of_this_moment(method: str) -> None:
-    active = False
-    probe = await serving.start_probe(0, lambda: active)
-
-    before = await ask(probe, "/healthz", method=method)
-    active = True
-    after = await ask(probe, "/healthz", method=method)
-    await probe.stop(0)
-
-    assert (before.status_code, before.content) == (200, b"Not Active")
-    assert (after.status_code, after.content) == (200, b"Active")
-    assert after.headers["content-type"] == "text/plain; charset=utf-8"
-
-
-@pytest.mark.parametrize("path", ["/", "/healthz/", "/Healthz", "/metrics", "/debug/pprof/"])
-async def test_the_probes_port_has_no_other_page(path: str) -> None:
-    probe = await serving.start_probe(0, lambda: True)
-
-    answer = await ask(probe, path)
-    await probe.stop(0)
-
-    assert answer.status_code == 404
-
-
-async def test_metrics_are_rendered_anew_for_each_scrape() -> None:
-    meter = PrometheusMeter()
-    metrics = await serving.start_metrics(0, meter.render)
-
-    empty = await ask(metrics, "/metrics")
-    meter.count("mic_cycle_count")
-    full = await ask(metrics, "/metrics")
-    await metrics.stop(0)
-
-    assert (empty.status_code, empty.content) == (200, b"")
-    assert full.content == meter.render()
-    assert full.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-
-
-async def test_a_page_that_fails_is_a_500_and_the_server_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    bodies = [b"fine"]
-    async with served(serving.text_app({"/x": serving.Page(lambda: bodies.pop())})) as server:
-        answers = [(await ask(server, "/x")).status_code for _ in range(2)]
-        bodies.append(b"fine again")
-        answers.append((await ask(server, "/x")).status_code)
-
-    assert answers == [200, 500, 200]
-    assert "Exception in ASGI application" in caplog.text
-
-
-async def test_probe_and_metrics_listen_on_all_interfaces() -> None:
-    probe = await serving.start_probe(0, lambda: True)
-    hosts = ["127.0.0.1", "127.0.0.9"] + (["[::1]"] if socket.has_dualstack_ipv6() else [])
-
-    answers = [(await ask(probe, "/healthz", host=host)).content for host in hosts]
-    await probe.stop(0)
-
-    assert answers == [b"Active"] * len(hosts)
-
-
 async def test_a_caller_cannot_choose_its_address() -> None:
     async with served(peer) as server:
         answer = await ask(server, **{"X-Forwarded-For": "10.244.0.99", "Forwarded": "for=10.244.0.99"})
@@ -157,16 +96,6 @@ async def test_a_taken_port_is_told_with_address_flag_and_remedy(taken: int) -> 
         "stop the program that uses it, or choose another port with --nmi-port"
     )
     assert isinstance(caught.value, ConfigurationError)
-
-
-@pytest.mark.parametrize(
-    ("start", "flag"), [(serving.start_probe, "--http-probe-port"), (serving.start_metrics, "--prometheus-port")]
-)
-async def test_a_port_that_is_taken_on_one_interface_is_taken(
-    start: Callable[[int, Callable[[], bytes]], Awaitable[Server]], flag: str, taken: int
-) -> None:
-    with pytest.raises(BindError, match=rf"^cannot listen on \*:{taken}: address already in use; .* with {flag}$"):
-        await start(taken, lambda: b"")
 
 
 @pytest.mark.parametrize(
