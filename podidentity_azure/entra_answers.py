@@ -88,7 +88,6 @@ def refusal(
             f"{message}: {error}: {told}",
             status=status,
             body=json.dumps({"error": error, "error_description": told}, separators=(",", ":")).encode(),
-            content_type="application/json; charset=utf-8",
         )
     if 300 <= status < 500:
         return RefusedError(

@@ -142,7 +142,7 @@ def _refusal(response: httpx.Response) -> PodIdentityError:
             f"{message}: {response.text[:300]}",
             status=status,
             body=response.content,
-            content_type=response.headers.get("content-type", "application/json"),
+            headers=(("content-type", response.headers.get("content-type", "application/json")),),
         )
     if status == 429:
         return Throttled(message, retry_after_s=_retry_after_s(response))

@@ -16,6 +16,10 @@ There is no HTTP and no vendor type in here. The vendor's exception stays as `__
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+_JSON = (("content-type", "application/json; charset=utf-8"),)
+
 
 class PodIdentityError(Exception):
     """Root of the tree; never raised itself."""
@@ -62,13 +66,16 @@ class IdentitiesRefused(RefusedError):
 
 
 class TokenRefused(RefusedError):
-    """The token service answered, and the answer is no. *status* and *body* are its own words, for the pod."""
+    """The token service answered, and the answer is no. *status*, *headers* and *body* are its own, for the pod.
 
-    def __init__(self, message: str, *, status: int, body: bytes, content_type: str = "application/json") -> None:
+    *headers* are those that mean something to the pod; their names are in lower case.
+    """
+
+    def __init__(self, message: str, *, status: int, body: bytes, headers: Sequence[tuple[str, str]] = _JSON) -> None:
         super().__init__(message)
         self.status = status
         self.body = body
-        self.content_type = content_type
+        self.headers = headers
 
 
 class ConfigurationError(PodIdentityError):

@@ -101,7 +101,8 @@ def denial(explanation: Explanation, *, retry_after_header: bool = False) -> Ans
 def failure(error: PodIdentityError) -> Answer:
     """Answer for a token service that said no (its own words), asks for patience, or did not answer."""
     if isinstance(error, TokenRefused):
-        return Answer(error.status, error.body, ((b"content-type", error.content_type.encode("latin-1")),))
+        headers = tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in error.headers)
+        return Answer(error.status, error.body, headers)
     answer = denial(because(Reason.UPSTREAM_AWAY, problem=str(error)))
     if isinstance(error, Throttled):
         wait_s = str(max(1, math.ceil(error.retry_after_s))).encode()

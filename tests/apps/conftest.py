@@ -1,7 +1,9 @@
 """What the tests of the programs share."""
 
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Iterator
 
+import pytest
 import pytest_asyncio
 
 from tests.apps.stage import Stage, stage
@@ -15,3 +17,10 @@ async def shared() -> AsyncIterator[Stage]:
         await started.nmi()
         await mic.line("pod cache synchronized")
         yield started
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port that somebody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]

@@ -185,7 +185,9 @@ async def test_instance_metadata_can_be_blocked() -> None:
     ("error", "expected"),
     [
         (
-            TokenRefused("no", status=400, body=b'{"error":"invalid_resource"}', content_type="application/x"),
+            TokenRefused(
+                "no", status=400, body=b'{"error":"invalid_resource"}', headers=(("content-type", "application/x"),)
+            ),
             (400, "application/x", None, b'{"error":"invalid_resource"}'),
         ),
         (Throttled("slow", retry_after_s=2.2), (429, "application/json; charset=utf-8", "3", b"PI313")),

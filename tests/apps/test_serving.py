@@ -4,8 +4,7 @@ import asyncio
 import logging
 import os
 import signal
-import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
@@ -56,12 +55,6 @@ async def ask(
 ) -> httpx.Response:
     async with httpx.AsyncClient(trust_env=False, timeout=DEADLINE_S) as client:
         return await client.request(method, f"http://{host}:{server.port}{path}", headers=headers)
-
-
-@pytest.fixture
-def taken() -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield listener.getsockname()[1]
 
 
 async def test_a_caller_cannot_choose_its_address() -> None:
