@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -54,15 +55,16 @@ class Asking:
         self.meter.observe("imds_operations_duration_seconds", seconds, operation_type=operation)
         return token
 
-    async def persist(self, ask: Callable[[], Awaitable[AccessToken]]) -> AccessToken:
-        """Ask, and again after a short pause while that may help."""
+    async def persist(self, ask: Callable[[], Awaitable[AccessToken]], *, until_s: float = math.inf) -> AccessToken:
+        """Ask, and again after a short pause while that may help, but not after *until_s* (monotonic)."""
         retries = 0
         while True:
             try:
                 return await ask()
             except (Throttled, Passing) as error:
                 wait_s = self._wait_s(retries, error)
-                if retries == RETRIES or wait_s > LONGEST_WAIT_S:
+                late = self.clock.monotonic_s() + wait_s > until_s
+                if retries == RETRIES or wait_s > LONGEST_WAIT_S or late:
                     raise
             retries += 1
             await self.clock.sleep(wait_s)

@@ -10,7 +10,7 @@ import re
 
 import httpx
 
-from podidentity_core.errors import RefusedError
+from podidentity_core.errors import ConfigurationError, RefusedError
 from podidentity_core.model import Identity
 
 PUBLIC_AUTHORITY = "https://login.microsoftonline.com/"
@@ -36,6 +36,19 @@ KNOWN_HOSTS = frozenset(
 
 _TENANT = re.compile(r"[0-9A-Za-z][0-9A-Za-z.-]*")
 _SHOWN_CHARS = 100  # of a value that somebody else wrote
+
+
+def check_authority(configured: str, *, allow_any: bool) -> None:
+    """Check the address of the operator's own cloud.
+
+    Raises:
+        ConfigurationError: when it is none, or not https though not any endpoint is allowed.
+    """
+    url = _url(configured)
+    if url is None or (url.scheme != "https" and not allow_any):
+        raise ConfigurationError(
+            f"the address of Entra ID is {_shown(configured)}, which gets no credential; write it as {PUBLIC_AUTHORITY}"
+        )
 
 
 def token_url(identity: Identity, *, configured: str, allow_any: bool) -> httpx.URL:

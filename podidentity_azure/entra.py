@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 import httpx
 
 from podidentity_azure.asking import Asking, Passing
-from podidentity_azure.authority import PUBLIC_AUTHORITY, token_url
+from podidentity_azure.authority import PUBLIC_AUTHORITY, check_authority, token_url
 from podidentity_azure.entra_answers import CredentialRefused, read_token, refusal
 from podidentity_azure.secret_credentials import KEPT_S, Credential, SecretCredentials
 from podidentity_azure.tls import ca_bundle, tls_context
-from podidentity_core.errors import RefusedError, TransientError
+from podidentity_azure.token_answers import UNPACKED, read_body
+from podidentity_core.errors import RefusedError
 from podidentity_core.model import Identity
 from podidentity_core.ports import AccessToken, Clock, Meter, SecretReader, TokenSource
 
@@ -30,8 +31,6 @@ TOTAL_LIMIT_S = 15.0
 """How long one token may take once its Secret has been read, retries included."""
 
 MAX_CONNECTIONS = 10
-LARGEST_ANSWER_BYTES = 2**18
-"""A token with the most claims that Entra puts into one is a tenth of this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ class EntraTokens:
     Nothing is opened before the first call. Proxies of the environment are used, as the original does.
 
     Raises:
-        ConfigurationError: when the certificates that *environ* names cannot be used.
+        ConfigurationError: when the certificates that *environ* names, or the cloud's authority, cannot be used.
     """
 
     def __init__(
@@ -76,6 +75,7 @@ class EntraTokens:
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._rules = rules or EntraRules()
+        check_authority(self._rules.authority, allow_any=self._rules.allow_any_endpoint)
         self._clock = clock
         self._asking = partial(Asking, limit_s=TOTAL_LIMIT_S, clock=clock, meter=meter, chance=chance)
         self._agent = agent
@@ -126,7 +126,7 @@ class EntraTokens:
         form = {"client_id": identity.client_id, "grant_type": "client_credentials", "resource": question.resource}
         try:
             async with self._client().stream("POST", question.url, data={**form, **proof}) as response:
-                body = await _body(response)
+                body = await read_body(response, "Entra ID")
         except httpx.HTTPError as error:
             host = question.url.host
             raise Passing(f"Entra ID at {host} did not answer: {type(error).__name__}: {error}") from error
@@ -137,8 +137,7 @@ class EntraTokens:
     def _client(self) -> httpx.AsyncClient:
         if self._http is None:
             self._http = httpx.AsyncClient(
-                # What is not packed cannot unpack to more than the limit.
-                headers={"User-Agent": self._agent, "Accept": "application/json", "Accept-Encoding": "identity"},
+                headers={"User-Agent": self._agent, **UNPACKED},
                 limits=httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS),
                 timeout=httpx.Timeout(TOTAL_LIMIT_S, connect=CONNECT_LIMIT_S),
                 verify=self._tls or tls_context(""),
@@ -147,15 +146,6 @@ class EntraTokens:
                 follow_redirects=False,  # the credential is for this endpoint alone
             )
         return self._http
-
-
-async def _body(response: httpx.Response) -> bytes:
-    body = bytearray()
-    async for piece in response.aiter_raw():
-        body += piece
-        if len(body) > LARGEST_ANSWER_BYTES:
-            raise TransientError(f"Entra ID answered with more than {LARGEST_ANSWER_BYTES} bytes, so that is no token")
-    return bytes(body)
 
 
 if TYPE_CHECKING:

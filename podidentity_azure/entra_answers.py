@@ -16,18 +16,18 @@ Codes go before texts, which change. Source: Entra's reference of error codes.
 from __future__ import annotations
 
 import json
-import math
-import re
 from collections.abc import Collection, Mapping
-from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote_plus
 
 from podidentity_azure.asking import Passing
 from podidentity_azure.errors import retry_after_s
+from podidentity_azure.token_answers import access_token, as_text, expiry_s, members
 from podidentity_core.errors import PodIdentityError, RefusedError, Throttled, TokenRefused, TransientError
 from podidentity_core.model import Identity
 from podidentity_core.ports import AccessToken
+
+_SERVICE = "Entra ID"
 
 THROTTLED_S = 5.0
 """The wait after throttling that names none, as Microsoft's own libraries have it."""
@@ -35,8 +35,6 @@ THROTTLED_S = 5.0
 _TRANSIENT_CODES = frozenset({90012, 90024, 90033, 90061})
 _THROTTLING_CODES = frozenset({50196, 90055})
 _MOST_CHARS = 1000  # of somebody else's text
-_GO_DATE = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4}) (\d{1,2}):(\d{2}):(\d{2})(?: ([AP]M))? \+00:00")
-"""`1/2/2006 15:04:05 PM +00:00`, with or without the marker. Source: go-autorest autorest/adal/token.go:86."""
 
 
 class CredentialRefused(TokenRefused):
@@ -49,18 +47,16 @@ def read_token(body: bytes, identity: Identity, resource: str, *, now_s: float) 
     Raises:
         TransientError: when it is no token. Nothing of the body is in the message, since some of it may be one.
     """
-    answer = _members(body)
-    token = answer.get("access_token")
-    if not isinstance(token, str) or not token:
-        raise TransientError("Entra ID answered 200, but without an access_token")
-    expires_on_s = _expiry_s(answer, now_s)
+    answer = members(body)
+    token = access_token(answer, _SERVICE)
+    expires_on_s = expiry_s(answer, _SERVICE, now_s=now_s)
     left = str(max(0, int(expires_on_s - now_s)))
     fields = {
         "client_id": identity.client_id,
-        "ext_expires_in": _text(answer.get("ext_expires_in")) or left,
-        "not_before": _text(answer.get("not_before")) or str(int(now_s)),
-        "resource": _text(answer.get("resource")) or resource,
-        "token_type": _text(answer.get("token_type")) or "Bearer",
+        "ext_expires_in": as_text(answer.get("ext_expires_in")) or left,
+        "not_before": as_text(answer.get("not_before")) or str(int(now_s)),
+        "resource": as_text(answer.get("resource")) or resource,
+        "token_type": as_text(answer.get("token_type")) or "Bearer",
     }
     return AccessToken(token, expires_on_s, tuple(fields.items()))
 
@@ -72,7 +68,7 @@ def refusal(
 
     *withheld* is what was sent and must not come back in any text.
     """
-    answer = _members(body)
+    answer = members(body)
     codes = _codes(answer)
     error = _safe(answer.get("error"), withheld)
     message = f"Entra ID answered {status} for AzureIdentity {identity.key}"
@@ -96,14 +92,6 @@ def refusal(
     return TransientError(message)
 
 
-def _members(body: bytes) -> Mapping[str, Any]:
-    try:
-        answer = json.loads(body)
-    except (ValueError, RecursionError):
-        return {}
-    return answer if isinstance(answer, dict) else {}
-
-
 def _codes(answer: Mapping[str, Any]) -> frozenset[int]:
     codes = answer.get("error_codes")
     return frozenset(code for code in codes if isinstance(code, int)) if isinstance(codes, list) else frozenset()
@@ -121,32 +109,3 @@ def _safe(text: object, withheld: Collection[str]) -> str:
     if any(spelling in text for value in withheld for spelling in (value, quote_plus(value))):
         return "(the answer repeats the credential, so it is left out)"
     return text[:_MOST_CHARS]
-
-
-def _expiry_s(answer: Mapping[str, Any], now_s: float) -> float:
-    """Seconds since the epoch, or one of Go's dates; where it is missing, `expires_in` counts from now."""
-    stated = answer.get("expires_on")
-    try:
-        if isinstance(stated, str) and (date := _GO_DATE.fullmatch(stated)):
-            return _date_s(date)
-        expiry_s = float(stated) if stated not in (None, "") else now_s + float(answer["expires_in"])
-    except (KeyError, TypeError, ValueError, OverflowError):
-        expiry_s = math.nan
-    if not math.isfinite(expiry_s):
-        raise TransientError("Entra ID answered 200, but the token's expiry is neither number nor date") from None
-    return expiry_s
-
-
-def _date_s(date: re.Match[str]) -> float:
-    month, day, year, hour, minute, second = (int(part) for part in date.groups()[:6])
-    # As Go reads it: the hour may have 24 forms, and the marker changes the ambiguous ones only.
-    if date[7] == "PM" and hour < 12:
-        hour += 12
-    elif date[7] == "AM" and hour == 12:
-        hour = 0
-    return datetime(year, month, day, hour, minute, second, tzinfo=UTC).timestamp()
-
-
-def _text(value: object) -> str:
-    """A member's value as the metadata service writes it: everything is text. Empty for what is neither."""
-    return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,7 +51,10 @@ class _Refused(Exception):
 
 
 class Imds:
-    """ASGI application for one node. It knows the identities of that node's host only, once their PATCH has ended."""
+    """ASGI application for one node. It knows the identities of that node's host only, once their PATCH has ended.
+
+    What is no error takes *latency_s*; requests that take time count as running at once.
+    """
 
     def __init__(
         self, azure: Azure, issuer: TokenIssuer, machine: Machine, limits: Limits, lifetime_s: int = 86_400
@@ -58,6 +62,7 @@ class Imds:
         self.azure = azure
         self.machine = machine
         self.lifetime_s = lifetime_s
+        self.latency_s = 0.0
         self._issuer = issuer
         self._limits = limits
         self._tokens: dict[tuple[str, str], Token] = {}
@@ -70,6 +75,7 @@ class Imds:
         self._running += 1
         try:
             body = self._route(scope)
+            await asyncio.sleep(self.latency_s)
             if isinstance(body, str):
                 media = "text/plain; charset=utf-8"
             await answer(send, 200, body.encode() if isinstance(body, str) else body, headers, media)

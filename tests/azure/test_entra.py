@@ -24,7 +24,8 @@ from apps.sandbox.faults import Fault
 from apps.sandbox.options import TENANT
 from apps.sandbox.sandbox import Sandbox
 from podidentity_azure.asking import LONGEST_WAIT_S, RETRIES
-from podidentity_azure.entra import LARGEST_ANSWER_BYTES, EntraRules, EntraTokens
+from podidentity_azure.entra import EntraRules, EntraTokens
+from podidentity_azure.token_answers import LARGEST_ANSWER_BYTES
 from podidentity_core.errors import ConfigurationError, RefusedError, Throttled, TokenRefused, TransientError
 from podidentity_core.model import Identity, IdentityKind, Key
 from podidentity_core.testing import builders
@@ -423,6 +424,11 @@ async def test_successes_and_failures_are_measured(entra: EntraTokens, service: 
 def test_a_file_of_certificates_that_cannot_be_used_is_told_at_the_start(make: Make) -> None:
     with pytest.raises(ConfigurationError, match="REQUESTS_CA_BUNDLE"):
         make(environ={"REQUESTS_CA_BUNDLE": "/missing/ca.pem"})
+
+
+def test_a_cloud_whose_address_cannot_be_used_is_told_at_the_start(make: Make) -> None:
+    with pytest.raises(ConfigurationError, match="N/A"):
+        make(rules=EntraRules(authority="N/A"))
 
 
 def test_importing_it_imports_no_more_than_it_needs_at_once() -> None:

@@ -175,7 +175,7 @@ def test_a_refusal_keeps_entras_words_and_no_more() -> None:
 
     assert isinstance(found, TokenRefused)
     assert found.status == 401
-    assert found.content_type == "application/json; charset=utf-8"
+    assert found.headers == (("content-type", "application/json; charset=utf-8"),)
     assert json.loads(found.body) == {
         "error": "invalid_client",
         "error_description": error(7000215)["error_description"],

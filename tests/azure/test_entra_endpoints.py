@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from podidentity_azure.authority import KNOWN_HOSTS, PUBLIC_AUTHORITY, token_url
-from podidentity_core.errors import RefusedError
+from podidentity_azure.authority import KNOWN_HOSTS, PUBLIC_AUTHORITY, check_authority, token_url
+from podidentity_core.errors import ConfigurationError, RefusedError
 from podidentity_core.model import Identity, IdentityKind
 from podidentity_core.testing import builders
 
@@ -94,6 +94,26 @@ def test_the_operator_can_allow_any_endpoint(endpoint: str, expected: str) -> No
 def test_even_then_an_endpoint_is_an_address() -> None:
     with pytest.raises(RefusedError, match="is no address"):
         url_of(replace(WEB, ad_endpoint="https://user:password@adfs.example"), allow_any=True)
+
+
+@pytest.mark.parametrize(
+    "authority", [PUBLIC_AUTHORITY, OWN, "https://login.microsoftonline.us", "https://10.0.0.1/adfs"]
+)
+def test_the_operators_own_cloud_may_be_any(authority: str) -> None:
+    check_authority(authority, allow_any=False)
+
+
+@pytest.mark.parametrize("authority", ["", "N/A", "login.microsoftonline.us", "https://", "https://u:p@adfs.example"])
+@pytest.mark.parametrize("allow_any", [False, True])
+def test_but_it_is_an_address(authority: str, allow_any: bool) -> None:
+    with pytest.raises(ConfigurationError, match=r"the address of Entra ID is '.*'.* write it as https://login\."):
+        check_authority(authority, allow_any=allow_any)
+
+
+def test_and_it_has_tls_unless_any_is_allowed() -> None:
+    check_authority("http://adfs.example", allow_any=True)
+    with pytest.raises(ConfigurationError):
+        check_authority("http://adfs.example", allow_any=False)
 
 
 @pytest.mark.parametrize("tenant", ["", "..", "../x", "a/b", "a?b", "a#b", "a b", "a%2fb", "a\n", "é"])

@@ -204,3 +204,19 @@ async def test_limits_are_off_unless_asked_for(options: SandboxOptions, imds: ht
     refused = [answer for answer in answers if answer.status_code == 429]
     assert refused
     assert refused[0].headers["retry-after"] == "1"
+
+
+async def test_answers_can_take_their_time_and_only_five_at_once_are_served(options: SandboxOptions) -> None:
+    async with (
+        Sandbox(dataclasses.replace(options, enforce_limits=True)) as strict,
+        httpx.AsyncClient(headers={"metadata": "true"}) as client,
+    ):
+        attach(strict, "app")
+        name, url = next(iter(strict.imds_urls.items()))
+        strict.imds[name].latency_s = 0.5
+        began = time.monotonic()
+        answers = await asyncio.gather(*(client.get(url + TOKEN, params=ASKED) for _ in range(8)))
+        took_s = time.monotonic() - began
+
+    assert sorted(answer.status_code for answer in answers) == [200] * 5 + [429] * 3
+    assert took_s >= 0.5
