@@ -67,6 +67,16 @@ METRICS: Mapping[str, Metric] = {
     "mic_cycle_count": Metric("counter", "Cycles of MIC that had work to do."),
     "mic_cycle_duration_seconds": _durations("a cycle of MIC", _MINUTES),
     "mic_new_leader_election_count": Metric("counter", "Times that this process became the leader."),
+    "nmi_refused_requests_count": Metric(
+        "counter", "Token requests that were refused, by the code of the reason.", ("namespace", "reason")
+    ),
+    "nmi_token_cache_count": Metric(
+        "counter",
+        "Uses of the token cache: hit, fetched, shared (with a call under way), refused (a moment ago), renewed, "
+        "renewal_failed.",
+        ("result",),
+    ),
+    "nmi_waiting_requests": Metric("gauge", "Token requests that wait for an assignment or for the token service."),
     "nmi_operations_duration_seconds": _durations(
         "answering a request to NMI, waits included,",
         _WAITS,

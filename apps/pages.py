@@ -22,10 +22,11 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A text that is made anew for each request. Empty *methods*: it answers to any."""
+    """A text that is made anew for each request. Empty *methods*: it answers to any. *local*: to this node only."""
 
     text: Callable[[], Text]
     methods: Collection[str] = ()
+    local: bool = False
 
 
 Pages = Mapping[str, Page]
@@ -40,6 +41,8 @@ def pages_app(pages: Pages) -> Application:
             text = Text(b"404 page not found\n", 404)
         elif page.methods and scope["method"] not in page.methods:
             text = Text(b"use %b\n" % " or ".join(page.methods).encode(), 405)
+        elif page.local and not _is_local(scope):
+            text = Text(b"ask from this node, over 127.0.0.1\n", 403)
         else:
             text = page.text()
         headers = [(b"content-type", text.content_type), (b"content-length", str(len(text.body)).encode())]
@@ -47,6 +50,11 @@ def pages_app(pages: Pages) -> Application:
         await send({"type": "http.response.body", "body": text.body})
 
     return app
+
+
+def _is_local(scope: Scope) -> bool:
+    client = scope["client"]
+    return client is not None and str(client[0]).removeprefix("::ffff:") in ("127.0.0.1", "::1")
 
 
 async def start_probe(

@@ -1,14 +1,21 @@
-"""One node as NMI sees it: its pods by address, their assignments, and the exception rules."""
+"""One node as NMI sees it: its pods by address, their assignments, and the exception rules.
+
+Assignments are those that MIC has stored, and in managed mode those that follow from identities and bindings. Which
+of the two is a matter of what is watched, and of no setting.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
 
+from podidentity_core.managed import ManagedAssignments
 from podidentity_core.model import (
     Assignment,
+    Binding,
     Change,
     ExceptionRule,
     Gone,
+    Identity,
     Key,
     Pod,
     PodPhase,
@@ -31,15 +38,25 @@ class NodeView:
         self._pods_by_address: dict[str, dict[Key, Pod]] = {}
         self._assignments: dict[Key, Assignment] = {}
         self._assignments_by_pod: dict[Key, dict[Key, Assignment]] = {}
+        self._managed = ManagedAssignments()
         self._rules: dict[Key, ExceptionRule] = {}
 
     def pods_at(self, address: str) -> tuple[Pod, ...]:
         """Pods that may send from *address*: not finished, and with a network of their own."""
         return tuple(self._pods_by_address.get(address, {}).values())
 
-    def assignments_of(self, pod: Key) -> Iterable[Assignment]:
-        """Stored assignments of a pod, in any state."""
-        return self._assignments_by_pod.get(pod, {}).values()
+    def addresses(self) -> tuple[str, ...]:
+        """All addresses that `pods_at` knows."""
+        return tuple(self._pods_by_address)
+
+    def pod(self, key: Key) -> Pod | None:
+        """The pod of this name, if it is on this node."""
+        return self._pods.get(key)
+
+    def assignments_of(self, pod: Pod) -> Iterable[Assignment]:
+        """Assignments of a pod, in any state."""
+        stored = self._assignments_by_pod.get(pod.key)
+        return stored.values() if stored is not None else self._managed.of(pod)
 
     def rules(self) -> Iterable[ExceptionRule]:
         """All exception rules."""
@@ -65,20 +82,24 @@ class NodeView:
             self._rules.pop(key, None)
             if isinstance(thing, ExceptionRule):
                 self._rules[key] = thing
+        elif kind is Identity:
+            self._managed.identity(key, thing if isinstance(thing, Identity) else None)
+        elif kind is Binding:
+            self._managed.binding(key, thing if isinstance(thing, Binding) else None)
         return set()
 
     def _pod(self, key: Key, new: Pod | None) -> set[Hashable]:
         old = self._pods.pop(key, None)
-        for address in _addresses(old):
+        for address in sending_addresses(old):
             group = self._pods_by_address[address]
             del group[key]
             if not group:
                 del self._pods_by_address[address]
         if new is not None:
             self._pods[key] = new
-        for address in _addresses(new):
+        for address in sending_addresses(new):
             self._pods_by_address.setdefault(address, {})[key] = new  # type: ignore[assignment]  # it has addresses
-        return {*_addresses(old), *_addresses(new)}
+        return {*sending_addresses(old), *sending_addresses(new)}
 
     def _assignment(self, key: Key, new: Assignment | None) -> set[Hashable]:
         old = self._assignments.pop(key, None)
@@ -93,7 +114,7 @@ class NodeView:
         return {assignment.pod for assignment in (old, new) if assignment is not None}
 
 
-def _addresses(pod: Pod | None) -> tuple[str, ...]:
+def sending_addresses(pod: Pod | None) -> tuple[str, ...]:
     """Where the pod's own requests come from. A finished pod's address may be another's already."""
     if pod is None or pod.host_network or pod.phase not in (PodPhase.PENDING, PodPhase.RUNNING):
         return ()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from podidentity_core.model import Assignment, AssignmentState, Change, Identity, Key, Thing
+from podidentity_core.model import Assignment, AssignmentState, Change, Identity, Key, Pod, Thing
 from podidentity_core.resource_ids import Host, IdentityResource
 from podidentity_core.token_request import Selector
 
@@ -58,6 +58,18 @@ class ClusterReader(Protocol):
         A batch holds what became known at one moment, in order; it is never empty. Lost connections are the
         adapter's affair: after one, whatever was missed appears as changes. An object that cannot be used comes as
         `Unusable`, never as an exception. Closing the iterator ends all connections.
+        """
+        ...
+
+
+class PodReader(Protocol):
+    """Asks for a node's pods when what is known may be behind."""
+
+    async def pods(self) -> Sequence[Pod]:
+        """Return the node's pods as they are now, not as some cache has them.
+
+        Raises `TransientError`, and `PermissionRefused` when RBAC says no. Not for every request: it costs the
+        server a list.
         """
         ...
 

@@ -63,6 +63,22 @@ class Reason(Enum):
         "look at the events of the binding and at MIC's log; Azure may still be at work",
     )
 
+    NOT_READ_YET = (
+        "PI202",
+        "node {node} has not yet read from the API server which pods it has",
+        "retry; if it lasts, NMI's /readyz and log say why",
+    )
+    ENDING = (
+        "PI203",
+        "this NMI is ending, another one takes over",
+        "retry",
+    )
+    TOO_MANY_WAIT = (
+        "PI204",
+        "too many requests {whose} wait for an answer",
+        "ask for a token once and keep it until it expires, as Azure SDKs do",
+    )
+
     HEADER_MISSING = (
         "PI301",
         "Required metadata header not specified",
@@ -137,6 +153,31 @@ class Reason(Enum):
         "PI316",
         "path {path} is not served",
         "ask for a documented path of the metadata service",
+    )
+    CREDENTIAL_UNUSABLE = (
+        "PI317",
+        "no token can be had: {problem}",
+        "correct the AzureIdentity, or the Secret that it names",
+    )
+    NOT_FROM_HOST = (
+        "PI318",
+        "request remote address is not from a host",
+        "ask for /metadata/identity/oauth2/token; /host/token is for programs of the node",
+    )
+    POD_NOT_NAMED = (
+        "PI319",
+        "missing 'podname' and 'podns' from request header",
+        "name the pod with the headers podname and podns",
+    )
+    UPSTREAM_REFUSED = (
+        "PI320",
+        "the token service refuses: {problem}",
+        "its own words say what is wrong with the identity or the resource",
+    )
+    UPSTREAM_BUSY = (
+        "PI321",
+        "the token service asks for patience: {problem}",
+        "ask again after the time that Retry-After names",
     )
     METHOD_REFUSED = (
         "PI315",

@@ -102,8 +102,7 @@ def embedded_identity(identity: Identity) -> dict[str, Any]:
     """The copy of an AzureIdentity that an assignment holds."""
     origin = _origin(identity.origin)
     secret = identity.secret
-    spec = {
-        **(origin.get("spec") or {}),
+    known = {
         "type": int(identity.kind),
         "resourceID": identity.host_resource.text if identity.host_resource else "",
         "clientID": identity.client_id,
@@ -111,6 +110,7 @@ def embedded_identity(identity: Identity) -> dict[str, Any]:
         "auxiliaryTenantIDs": list(identity.auxiliary_tenant_ids),
         "adEndpoint": identity.ad_endpoint,
     }
+    spec = {**(origin.get("spec") or {}), **{name: value for name, value in known.items() if value}}
     annotations = {BEHAVIOR_ANNOTATION: NAMESPACED} if identity.namespaced else {}
     return {
         "apiVersion": GROUP_VERSION,

@@ -148,7 +148,8 @@ def _identity(
         host_resource=resource,
         namespaced=(meta.annotations or {}).get(BEHAVIOR_ANNOTATION) == NAMESPACED,
         tenant_id=spec.tenant_id,
-        auxiliary_tenant_ids=tuple(spec.auxiliary_tenant_ids or ()),
+        # Only for this kind they mean anything (pkg/auth/auth.go:135).
+        auxiliary_tenant_ids=tuple(spec.auxiliary_tenant_ids or ()) if kind is IdentityKind.SERVICE_PRINCIPAL else (),
         secret=Key(secret.namespace, secret.name) if secret is not None and secret.name else None,
         ad_endpoint=spec.ad_endpoint,
         origin=origin,

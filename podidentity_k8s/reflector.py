@@ -22,12 +22,11 @@ from podidentity_core.ports import Clock
 from podidentity_k8s.api import KubeApi
 from podidentity_k8s.backoff import Backoff, Random
 from podidentity_k8s.errors import Expired
+from podidentity_k8s.listing import pages
 from podidentity_k8s.resources import Bookmark, Read, Refused, Removed, Resource
 
 _log = logging.getLogger(__name__)
 
-_PAGE_OBJECTS = 500
-_PAGE_S = 60.0
 _LINE_BYTES = 2**24  # ten times the largest object that an API server stores
 
 
@@ -92,17 +91,14 @@ class Reflector:
 
     async def _list(self, emit: Emit) -> str:
         listed: set[Key] = set()
-        query = {**self._resource.selection, "limit": str(_PAGE_OBJECTS)}
-        while True:
-            page = self._resource.read_page(await self._api.get(self._resource.path, query=query, timeout_s=_PAGE_S))
+        version = ""
+        async for page in pages(self._api, self._resource):
             await _emit(emit, [change for read in page.objects for change in self._changes(read)])
             listed.update(read.key for read in page.objects)
-            if not page.next_token:
-                break
-            query["continue"] = page.next_token
+            version = page.version
         vanished = [key for key in self._known if key not in listed]
         await _emit(emit, [Gone(self._resource.kind, key, self._known.pop(key)[0]) for key in vanished])
-        return page.version
+        return version
 
     async def _watch(self, version: str, emit: Emit) -> None:
         query = {

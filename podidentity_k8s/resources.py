@@ -225,6 +225,14 @@ def _exception_rules() -> Resource:
     )
 
 
+def _identities() -> Resource:
+    return _kept_whole(Identity, "azureidentities", convert.identity_of)
+
+
+def _bindings() -> Resource:
+    return _kept_whole(Binding, "azureidentitybindings", convert.binding_of)
+
+
 def mic_resources() -> tuple[Resource, ...]:
     """What MIC decides from.
 
@@ -232,17 +240,27 @@ def mic_resources() -> tuple[Resource, ...]:
     """
     return (
         _nodes(),
-        _kept_whole(Identity, "azureidentities", convert.identity_of),
-        _kept_whole(Binding, "azureidentitybindings", convert.binding_of),
+        _identities(),
+        _bindings(),
         _pods({"labelSelector": BINDING_LABEL}, convert.labelled_pod_of),
         _assignments({}),
     )
 
 
+def pods_of_node(node: str) -> Resource:
+    """The pods on *node*, with their addresses."""
+    return _pods({"fieldSelector": f"spec.nodeName={node}"}, convert.pod_of)
+
+
 def nmi_resources(node: str, *, scale_features: bool = True) -> tuple[Resource, ...]:
     """What NMI on *node* decides from in standard mode; without *scale_features* the assignments of all nodes."""
     return (
-        _pods({"fieldSelector": f"spec.nodeName={node}"}, convert.pod_of),
+        pods_of_node(node),
         _assignments({"labelSelector": f"{NODE_LABEL}={node_label(node)}"} if scale_features else {}),
         _exception_rules(),
     )
+
+
+def managed_nmi_resources(node: str) -> tuple[Resource, ...]:
+    """What NMI on *node* decides from in managed mode."""
+    return (pods_of_node(node), _identities(), _bindings(), _exception_rules())

@@ -1,4 +1,4 @@
-"""NMI's HTTP API: what a pod finds at 169.254.169.254.
+"""NMI's HTTP API: what a pod finds at 169.254.169.254, and what programs of the node find at /host/token.
 
 One ASGI endpoint inside a FastAPI application: a request is judged by its raw path, which no router may decode first,
 and a warm token must cost little more than an empty answer.
@@ -14,19 +14,30 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI
 
-from apps.nmi.answers import denial, failure, send_answer, token_answer
+from apps.nmi.answers import (
+    Answer,
+    denial,
+    explained,
+    failure,
+    host_token_answer,
+    not_allowed,
+    send_answer,
+    token_answer,
+)
+from apps.nmi.audit import Record, note
 from apps.serving import Receive, Scope, Send
 from podidentity_core.errors import PodIdentityError
 from podidentity_core.metadata_path import MetadataPath, Route, classify
+from podidentity_core.model import Key
 from podidentity_core.ports import Clock, Meter
 from podidentity_core.reasons import Explanation, Reason, because
 from podidentity_core.services.tokens import Denied, Granted, TokenService
-from podidentity_core.token_request import TokenRequest, parse_query, redact
+from podidentity_core.token_request import parse_query
 
 log = logging.getLogger(__name__)
 
-CLIENT_GONE = 499
-"""What log and metric say when the client did not wait for the answer; nobody receives it."""
+_TOKEN_METHODS = ("GET",)
+_PASSED_METHODS = ("GET", "HEAD")
 
 T = TypeVar("T")
 
@@ -41,6 +52,7 @@ class ApiSettings:
     metadata_header_required: bool = True
     block_instance_metadata: bool = False
     retry_after_header: bool = False
+    host_token: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +61,6 @@ class ApiPorts:
 
     clock: Clock
     meter: Meter
-
-
-@dataclass(slots=True)
-class _Outcome:
-    """What the log line and the metric say about a request."""
-
-    status: int
-    pod: str = ""
-    namespace: str = ""
-    resource: str = ""
-    detail: str = ""
 
 
 class MetadataEndpoint:
@@ -76,55 +77,89 @@ class MetadataEndpoint:
         """Answer one request."""
         if scope["type"] != "http":
             return
-        began_s = self._clock.monotonic_s()
         path = _path(scope)
         if path.route is Route.TOKEN:
-            outcome = await self._token(scope, receive, send)
-            self._record(scope, path.canonical, outcome, self._clock.monotonic_s() - began_s)
-            return
+            await self._recorded(self._token, path, scope, receive, send)
+        elif path.route is Route.HOST_TOKEN and self._settings.host_token:
+            await self._recorded(self._host_token, path, scope, receive, send)
+        else:
+            await self._other(path, scope, receive, send)
+
+    async def _recorded(
+        self,
+        answer: Callable[[Scope, Receive, Record], Coroutine[Any, Any, Answer | None]],
+        path: MetadataPath,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        began_s = self._clock.monotonic_s()
+        record = Record(scope["method"], path.canonical, _address(scope))
+        try:
+            found = await answer(scope, receive, record)
+        except PodIdentityError as error:
+            found, record.why = failure(error), explained(error)
+        if found is not None:
+            record.status = found.status
+            await send_answer(send, found)
+        note(record, self._clock.monotonic_s() - began_s, self._meter)
+
+    async def _token(self, scope: Scope, receive: Receive, record: Record) -> Answer | None:
+        """The answer to a pod; None when it did not wait for it."""
+        fault = self._header_fault(scope)
+        if fault is None and scope["method"] not in _TOKEN_METHODS:
+            return _wrong_method(record, _TOKEN_METHODS)
+        request = fault or parse_query(scope["query_string"].decode("latin-1"))
+        if isinstance(request, Explanation):
+            return _refused(record, Denied(request))
+        record.request = request
+        result: Granted | Denied | None = self._service.at_once(record.remote, request)
+        if result is None:
+            result = await _while_connected(self._service.answer(record.remote, request), receive)
+        if isinstance(result, Granted):
+            _grant(record, result)
+            return token_answer(result.tokens, self._clock.wall_s())
+        if result is None:
+            return None
+        return _refused(record, result, retry_after_header=self._settings.retry_after_header)
+
+    async def _host_token(self, scope: Scope, receive: Receive, record: Record) -> Answer | None:
+        """The answer to a program of the node that names a pod. It needs no `Metadata` header."""
+        if not _is_local(record.remote):
+            return _refused(record, Denied(because(Reason.NOT_FROM_HOST)))
+        if scope["method"] not in _TOKEN_METHODS:
+            return _wrong_method(record, _TOKEN_METHODS)
+        pod = Key(_header(scope, b"podns"), _header(scope, b"podname"))
+        if not pod.namespace or not pod.name:
+            return _refused(record, Denied(because(Reason.POD_NOT_NAMED)))
+        request = parse_query(scope["query_string"].decode("latin-1"))
+        if isinstance(request, Explanation):
+            return _refused(record, Denied(request))
+        record.request = request
+        result = await _while_connected(self._service.answer_host(record.remote, pod, request), receive)
+        if isinstance(result, Granted):
+            _grant(record, result)
+            client_id = result.identity.client_id if result.identity else ""
+            return host_token_answer(result.tokens[0], client_id, self._clock.wall_s())
+        return None if result is None else _refused(record, result)
+
+    async def _other(self, path: MetadataPath, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = self._refusal(path, scope)
-        if refusal is None:
+        if refusal is None and scope["method"] in _PASSED_METHODS:
             await _while_connected(self._passthrough(path.canonical, scope, send), receive)
             return
+        answer = not_allowed(scope["method"], _PASSED_METHODS) if refusal is None else denial(refusal)
         log.warning(
             "refused req.method=%s reg.path=%r req.remote=%s, error: %s",
             scope["method"],
             scope["path"],
             _address(scope),
-            refusal,
+            refusal or "method not allowed",
         )
-        await send_answer(send, denial(refusal))
-
-    async def _token(self, scope: Scope, receive: Receive, send: Send) -> _Outcome:
-        request = self._request(scope)
-        if isinstance(request, Explanation):
-            return await self._deny(send, Denied(request), "")
-        try:
-            result: Granted | Denied | None = self._service.at_once(_address(scope), request)
-            if result is None:
-                result = await _while_connected(self._service.answer(_address(scope), request), receive)
-        except PodIdentityError as error:
-            answer = failure(error)
-            await send_answer(send, answer)
-            return _Outcome(answer.status, resource=request.resource, detail=f"error={str(error)!r}")
-        if result is None:
-            return _Outcome(CLIENT_GONE, resource=request.resource, detail="error='the client hung up'")
-        if isinstance(result, Denied):
-            return await self._deny(send, result, request.resource)
-        await send_answer(send, token_answer(result.token, self._clock.wall_s()))
-        return _granted(result, request)
-
-    async def _deny(self, send: Send, denied: Denied, resource: str) -> _Outcome:
-        answer = denial(denied.explanation, retry_after_header=self._settings.retry_after_header)
         await send_answer(send, answer)
-        namespace, pod = (denied.pod.namespace, str(denied.pod.key)) if denied.pod else ("", "")
-        return _Outcome(answer.status, pod, namespace, resource, f"error={str(denied.explanation)!r}")
-
-    def _request(self, scope: Scope) -> TokenRequest | Explanation:
-        return self._header_fault(scope) or _method_fault(scope) or parse_query(scope["query_string"].decode("latin-1"))
 
     def _refusal(self, path: MetadataPath, scope: Scope) -> Explanation | None:
-        """Why a request that is not for a token is not sent on; None when it is."""
+        """Why a request that is not for a token is not sent on, whatever its method; None when it may be."""
         if path.route is Route.INVALID:
             return because(Reason.PATH_REFUSED)
         if path.route is Route.INSTANCE and self._settings.block_instance_metadata:
@@ -133,7 +168,7 @@ class MetadataEndpoint:
             return fault
         if path.route not in (Route.INSTANCE, Route.PASSTHROUGH):
             return because(Reason.NO_SUCH_PATH, path=scope["path"])
-        return _method_fault(scope)
+        return None
 
     def _header_fault(self, scope: Scope) -> Explanation | None:
         """IMDS's two conditions. `Metadata: true` keeps out whoever can only make a pod fetch a URL."""
@@ -146,28 +181,6 @@ class MetadataEndpoint:
             elif name == b"x-forwarded-for":
                 return because(Reason.FORWARDED)
         return None if marked else because(Reason.HEADER_MISSING)
-
-    def _record(self, scope: Scope, path: str, outcome: _Outcome, took_s: float) -> None:
-        self._meter.observe(
-            "nmi_operations_duration_seconds",
-            took_s,
-            namespace=outcome.namespace,
-            operation_type=path,
-            resource=outcome.resource,
-            status_code=str(outcome.status),
-        )
-        log.log(
-            logging.INFO if outcome.status == 200 else logging.ERROR,
-            "status (%d) took %d ns for req.method=%s reg.path=%s req.remote=%s pod=%s resource=%s %s",
-            outcome.status,
-            took_s * 1e9,
-            scope["method"],
-            path,
-            _address(scope),
-            outcome.pod or "-",
-            outcome.resource or "-",
-            outcome.detail,
-        )
 
 
 def create_app(service: TokenService, passthrough: Passthrough, settings: ApiSettings, ports: ApiPorts) -> FastAPI:
@@ -211,22 +224,30 @@ async def _hung_up(receive: Receive) -> None:
         pass
 
 
-def _granted(granted: Granted, request: TokenRequest) -> _Outcome:
-    pod, identity = granted.pod, granted.identity
-    detail = (
-        f"identity={identity.key} clientid={redact(identity.client_id)}"
-        if identity
-        else f"exception identity={request.selector or 'of the node'}"
-    )
-    return _Outcome(200, str(pod.key), pod.namespace, request.resource, detail)
+def _grant(record: Record, granted: Granted) -> None:
+    record.pod, record.identity, record.kept = granted.pod, granted.identity, granted.kept
 
 
-def _method_fault(scope: Scope) -> Explanation | None:
-    method: str = scope["method"]
-    return None if method == "GET" else because(Reason.METHOD_REFUSED, method=method)
+def _refused(record: Record, denied: Denied, *, retry_after_header: bool = False) -> Answer:
+    record.pod, record.why = denied.pod, denied.explanation
+    return denial(denied.explanation, retry_after_header=retry_after_header)
+
+
+def _wrong_method(record: Record, allowed: tuple[str, ...]) -> Answer:
+    record.why = because(Reason.METHOD_REFUSED, method=record.method)
+    return not_allowed(record.method, allowed)
 
 
 def _address(scope: Scope) -> str:
     """The peer's address; one from an IPv4 socket keeps its IPv4 form on a dual-stack listener."""
     client = scope["client"]
     return str(client[0]).removeprefix("::ffff:") if client else ""
+
+
+def _is_local(address: str) -> bool:
+    """Whether a program of the node asks: what a pod sends to the metadata address keeps the pod's own address."""
+    return address in ("127.0.0.1", "::1")
+
+
+def _header(scope: Scope, name: bytes) -> str:
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")

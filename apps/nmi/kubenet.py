@@ -4,28 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from podidentity_core.errors import ConfigurationError
-
 _MARK = "--network-plugin=kubenet"
 
 
-def refuse_kubenet(kubelet_config: str) -> None:
-    """Read the kubelet's settings; on kubenet, ARP spoofing gives a pod any identity of its node.
+def kubenet_fault(kubelet_config: str) -> str:
+    """Read the kubelet's settings and return why NMI must not serve on this node, with the remedy, or "".
 
-    Source: aad-pod-identity pkg/utils/utils.go:30.
-
-    Raises:
-        ConfigurationError: when the node uses kubenet, or the file cannot be read.
+    On kubenet, ARP spoofing gives a pod any identity of its node. A file that cannot be read could say so, and is a
+    fault too. Source: aad-pod-identity pkg/utils/utils.go:30, where either ends the program.
     """
     try:
         text = Path(kubelet_config).read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise ConfigurationError(
+        return (
             f"--kubelet-config: cannot read {kubelet_config}: {error.strerror}; mount the node's file there (an empty "
             "one will do), or pass --allow-network-plugin-kubenet to skip the check"
-        ) from error
-    if _MARK in text:
-        raise ConfigurationError(
-            f"{kubelet_config} has {_MARK}: on kubenet a pod can take another pod's address, and with it its identity. "
-            "Use Azure CNI, or keep NET_RAW from all pods and pass --allow-network-plugin-kubenet"
         )
+    if _MARK not in text:
+        return ""
+    return (
+        f"{kubelet_config} has {_MARK}: on kubenet a pod can take another pod's address, and with it its identity. "
+        "Use Azure CNI, or keep NET_RAW from all pods and pass --allow-network-plugin-kubenet"
+    )

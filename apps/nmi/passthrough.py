@@ -32,7 +32,7 @@ _NOT_SENT_ON = {
 
 
 class ImdsPassthrough:
-    """Sends GET requests on to *endpoint*. The path is one that the core has approved, never the pod's spelling.
+    """Sends GET and HEAD requests on to *endpoint*, at a path that the core has approved, never the pod's spelling.
 
     Of the request's headers only `Metadata` and `Accept` are sent on; the answer is streamed, not kept. Close it
     after use.
@@ -56,7 +56,7 @@ class ImdsPassthrough:
         """Fetch *path* with the request's query, and answer with what comes back; returns its status."""
         target = path.encode() + (b"?" + scope["query_string"] if scope["query_string"] else b"")
         headers = [(name, value) for name, value in scope["headers"] if name in (b"metadata", b"accept")]
-        request = self._http.build_request("GET", self._endpoint.copy_with(raw_path=target), headers=headers)
+        request = self._http.build_request(scope["method"], self._endpoint.copy_with(raw_path=target), headers=headers)
         request.headers["accept-encoding"] = "identity"
         try:
             response = await self._http.send(request, stream=True)

@@ -6,30 +6,35 @@ So a revoked binding ends service at once, and a re-used address inherits nothin
 
 from __future__ import annotations
 
-import asyncio
+import math
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from podidentity_core.model import Identity, IdentityKind, Pod
-from podidentity_core.node_view import SYNCED, NodeView
-from podidentity_core.ports import AccessToken, Clock, ClusterReader, NodeTokenSource, TokenSource
+from podidentity_core.model import Identity, IdentityKind, Key, Pod
+from podidentity_core.node_view import NodeView
+from podidentity_core.ports import AccessToken, Clock, ClusterReader, Meter, NodeTokenSource, PodReader, TokenSource
 from podidentity_core.reasons import Explanation, Reason, because
 from podidentity_core.selection import Decision, Deny, Patience, Serve, Wait, is_excepted, select
-from podidentity_core.services.token_cache import TokenCache
-from podidentity_core.services.waiting import wait_at_most
+from podidentity_core.services.callers import Callers
+from podidentity_core.services.token_cache import Fetch, TokenCache
+from podidentity_core.services.waiters import Waiters
 from podidentity_core.token_request import TokenRequest
 
-UNKNOWN_POD_WAIT_S = 1.2
-"""How long a request from an unknown address waits for its pod (the original looked 5 times in 1.2 s)."""
+MOST_TENANTS = 3
+"""Auxiliary tenants of one identity. Source: aad-pod-identity pkg/auth/auth.go:135."""
 
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """Answer with *token*. *identity* is None for a pod that an exception rule names."""
+    """Answer with *tokens*: one, or one for each tenant, the main one first.
 
-    token: AccessToken
+    *identity* is None for a pod that an exception rule names. *kept*: no call was needed.
+    """
+
+    tokens: tuple[AccessToken, ...]
     pod: Pod
     identity: Identity | None
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +50,22 @@ class TokenPorts:
     """What the work needs from outside. *sources* is the table that says where each kind's tokens come from."""
 
     cluster: ClusterReader
+    pods: PodReader
     sources: Mapping[IdentityKind, TokenSource]
     node_tokens: NodeTokenSource
     clock: Clock
+    meter: Meter
 
 
 @dataclass(frozen=True, slots=True)
 class TokenSettings:
-    """How the operator wants it."""
+    """How the operator wants it. *longest_kept_s*: tokens are kept no longer; 0: not at all."""
 
     node: str
     namespaced: bool = False
     mic_namespace: str = "default"
     patience: Patience = Patience()
+    longest_kept_s: float = math.inf
 
 
 class TokenService:
@@ -67,24 +75,40 @@ class TokenService:
         self._ports = ports
         self._settings = settings
         self._view = NodeView()
-        self._cache = TokenCache(ports.clock)
-        self._waiters: dict[Hashable, set[asyncio.Event]] = {}
+        self._cache = TokenCache(ports.clock, ports.meter, longest_s=settings.longest_kept_s)
+        self._waiters = Waiters(ports.clock, ports.meter)
+        self._callers = Callers(self._view, self._waiters, ports.pods, ports.clock, settings.node)
 
     @property
     def synced(self) -> bool:
         """Whether everything that existed at the start has been seen."""
         return self._view.synced
 
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for the cluster to change."""
+        return len(self._waiters)
+
     async def run(self) -> None:
         """Follow the cluster, until cancelled. Raises what the cluster's iterator raises."""
         try:
             async for batch in self._ports.cluster.changes():
                 for change in batch:
-                    for topic in self._view.apply(change):
-                        for waiter in self._waiters.get(topic, ()):
-                            waiter.set()
+                    self._waiters.wake(self._view.apply(change))
         finally:
             await self._cache.close()
+
+    def end_waits(self) -> None:
+        """Answer all who wait for the cluster to change, so that they ask again elsewhere; and let none begin."""
+        self._waiters.end()
+
+    def forget_tokens(self) -> int:
+        """Drop all kept tokens, so that a change of roles shows at once; return how many there were."""
+        return self._cache.clear()
+
+    def addresses(self) -> tuple[str, ...]:
+        """All addresses of the node's pods from which requests may come."""
+        return self._view.addresses()
 
     def at_once(self, address: str, request: TokenRequest) -> Granted | None:
         """Answer if that takes neither a wait nor a call; None says: ask `answer`, which decides in the same way."""
@@ -92,42 +116,79 @@ class TokenService:
         if len(pods) != 1 or not self._view.synced:
             return None
         (pod,) = pods
+        identity: Identity | None = None
         if self._is_excepted(pod):
-            token, identity = self._cache.fresh(_node_key(request)), None
+            keys: tuple[Hashable, ...] = (_node_key(request),)
         else:
             decision = self._decide(pod, request, 0.0)
             if not isinstance(decision, Serve):
                 return None
             identity = decision.identity
-            token = self._cache.fresh(_identity_key(identity, request.resource))
-        return Granted(token, pod, identity) if token is not None else None
+            keys = tuple(_key(one, request.resource) for one in _by_tenant(identity))
+        tokens = tuple(token for key in keys if (token := self._cache.fresh(key)) is not None)
+        if len(tokens) != len(keys):
+            return None
+        self._ports.meter.count("nmi_token_cache_count", result="hit")
+        return Granted(tokens, pod, identity, kept=True)
 
     async def answer(self, address: str, request: TokenRequest) -> Granted | Denied:
         """Decide on a request that came from *address*, wait if that helps, and fetch the token.
 
         Raises:
             TokenRefused: the token service said no.
-            TransientError: it could not be reached, or asks for patience.
+            RefusedError: the identity's object, its Secret or the operator's rules stand against it.
+            TransientError: the service could not be reached, or asks for patience.
         """
+        with self._waiters.place(address) as problem:
+            if problem:
+                return Denied(because(Reason.TOO_MANY_WAIT, whose=problem))
+            return await self._answer(address, request)
+
+    async def answer_host(self, address: str, pod: Key, request: TokenRequest) -> Granted | Denied:
+        """Answer a program of the node, at *address*, that asks on behalf of *pod*; no exception counts.
+
+        The pod need not be known: in standard mode an assignment for it is enough. Raises as `answer` does.
+        Source: aad-pod-identity pkg/nmi/server/server.go:256.
+        """
+        with self._waiters.place(address) as problem:
+            if problem:
+                return Denied(because(Reason.TOO_MANY_WAIT, whose=problem))
+            began_s = self._ports.clock.monotonic_s()
+            while True:
+                named = self._view.pod(pod) or Pod(pod.namespace, pod.name, uid="")
+                if (result := await self._once(named, request, began_s)) is not None:
+                    return result
+
+    async def _answer(self, address: str, request: TokenRequest) -> Granted | Denied:
         began_s = self._ports.clock.monotonic_s()
-        pod = await self._pod_at(address, began_s)
-        if not isinstance(pod, Pod):
-            return Denied(pod)
-        if self._is_excepted(pod):
-            return Granted(await self._node_token(request), pod, None)
+        uid = ""
         while True:
-            decision = self._decide(pod, request, self._ports.clock.monotonic_s() - began_s)
-            match decision:
-                case Serve(identity):
-                    return await self._token(pod, identity, request.resource)
-                case Deny(explanation):
-                    return Denied(explanation, pod)
-                case Wait(seconds):
-                    await self._change_of(pod.key, seconds)
-            present = self._view.pods_at(address)
-            if len(present) != 1 or present[0].uid != pod.uid:
-                return Denied(self._unknown(address))
-            pod = present[0]
+            pod = await self._callers.pod_at(address)
+            if isinstance(pod, Explanation):
+                return Denied(self._ending() or pod)
+            if uid and pod.uid != uid:  # who asked is gone, and its successor inherits nothing
+                return Denied(because(Reason.UNKNOWN_POD, address=address, node=self._settings.node))
+            uid = pod.uid
+            if self._is_excepted(pod):
+                return await self._node_token(pod, request)
+            if (result := await self._once(pod, request, began_s)) is not None:
+                return result
+
+    async def _once(self, pod: Pod, request: TokenRequest, began_s: float) -> Granted | Denied | None:
+        """Decide once; None after a wait, which says: look again at everything."""
+        match self._decide(pod, request, self._ports.clock.monotonic_s() - began_s):
+            case Serve(identity):
+                return await self._token(pod, identity, request.resource)
+            case Deny(explanation):
+                return Denied(explanation, pod)
+            case Wait(seconds):
+                if (ending := self._ending()) is not None:
+                    return Denied(ending, pod)
+                await self._waiters.change_of(pod.key, seconds)
+        return None
+
+    def _ending(self) -> Explanation | None:
+        return because(Reason.ENDING) if self._waiters.ended else None
 
     def _is_excepted(self, pod: Pod) -> bool:
         return is_excepted(pod, self._view.rules(), mic_namespace=self._settings.mic_namespace)
@@ -135,40 +196,12 @@ class TokenService:
     def _decide(self, pod: Pod, request: TokenRequest, waited_s: float) -> Decision:
         return select(
             pod,
-            self._view.assignments_of(pod.key),
+            self._view.assignments_of(pod),
             request,
             namespaced=self._settings.namespaced,
             waited_s=waited_s,
             patience=self._settings.patience,
         )
-
-    async def _pod_at(self, address: str, began_s: float) -> Pod | Explanation:
-        """The pod, once everything is known that exists: who it is, and whether a rule makes an exception of it."""
-        while True:
-            pods = self._view.pods_at(address)
-            if len(pods) == 1 and self._view.synced:
-                return pods[0]
-            if len(pods) > 1:
-                return because(Reason.AMBIGUOUS_POD, address=address, node=self._settings.node)
-            patience_s = UNKNOWN_POD_WAIT_S if self._view.synced else self._settings.patience.absent_s
-            left_s = patience_s - (self._ports.clock.monotonic_s() - began_s)
-            if left_s <= 0:
-                return self._unknown(address)
-            await self._change_of(address if self._view.synced else SYNCED, left_s)
-
-    def _unknown(self, address: str) -> Explanation:
-        return because(Reason.UNKNOWN_POD, address=address, node=self._settings.node)
-
-    async def _change_of(self, topic: Hashable, within_s: float) -> None:
-        changed = asyncio.Event()
-        self._waiters.setdefault(topic, set()).add(changed)
-        try:
-            await wait_at_most(within_s, changed.wait(), self._ports.clock)
-        finally:
-            waiters = self._waiters[topic]
-            waiters.discard(changed)
-            if not waiters:
-                del self._waiters[topic]
 
     async def _token(self, pod: Pod, identity: Identity, resource: str) -> Granted | Denied:
         source = self._ports.sources.get(identity.kind)
@@ -176,19 +209,38 @@ class TokenService:
             return Denied(
                 because(Reason.UNSUPPORTED_KIND, identity=str(identity.key), kind=str(identity.kind.value)), pod
             )
-        key = _identity_key(identity, resource)
-        token = await self._cache.get(key, lambda: source.issue(identity, resource))
-        return Granted(token, pod, identity)
+        if (surplus := len(identity.auxiliary_tenant_ids)) > MOST_TENANTS:
+            problem = f"AzureIdentity {identity.key}: spec.auxiliaryTenantIDs names {surplus} tenants, three at most"
+            return Denied(because(Reason.CREDENTIAL_UNUSABLE, problem=problem), pod)
+        tokens, kept = [], True
+        for one in _by_tenant(identity):
+            key = _key(one, resource)
+            kept = kept and self._cache.has(key)
+            tokens.append(await self._cache.get(key, _fetch(source, one, resource)))
+        return Granted(tuple(tokens), pod, identity, kept)
 
-    async def _node_token(self, request: TokenRequest) -> AccessToken:
-        source = self._ports.node_tokens
-        return await self._cache.get(
-            _node_key(request), lambda: source.issue_for_node(request.selector, request.resource)
-        )
+    async def _node_token(self, pod: Pod, request: TokenRequest) -> Granted:
+        source, key = self._ports.node_tokens, _node_key(request)
+        kept = self._cache.has(key)
+        token = await self._cache.get(key, lambda: source.issue_for_node(request.selector, request.resource))
+        return Granted((token,), pod, None, kept)
 
 
-def _identity_key(identity: Identity, resource: str) -> Hashable:
-    return (identity.kind, identity.client_id.lower(), identity.tenant_id, resource)
+def _fetch(source: TokenSource, identity: Identity, resource: str) -> Fetch:
+    return lambda: source.issue(identity, resource)
+
+
+def _by_tenant(identity: Identity) -> tuple[Identity, ...]:
+    """The identity in each of its tenants, the main one first (pkg/auth/auth.go:135)."""
+    if not identity.auxiliary_tenant_ids:
+        return (identity,)
+    return (identity, *(replace(identity, tenant_id=tenant) for tenant in identity.auxiliary_tenant_ids))
+
+
+def _key(identity: Identity, resource: str) -> Hashable:
+    """What a token depends on. A Secret counts with the namespace that uses it, which may not be allowed to."""
+    credential = (identity.secret, identity.namespace, identity.ad_endpoint) if identity.secret else None
+    return (identity.kind, identity.client_id.lower(), identity.tenant_id, credential, resource)
 
 
 def _node_key(request: TokenRequest) -> Hashable:

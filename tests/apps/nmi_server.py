@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
+from apps.connections import ConnectionLimits
+from apps.limited_http import Parser
 from apps.metrics import PrometheusMeter
 from apps.nmi.api import ApiPorts, ApiSettings, create_app
 from apps.nmi.passthrough import ImdsPassthrough
@@ -87,7 +89,7 @@ class NmiServer:
 
     @property
     def waiters(self) -> int:
-        return sum(map(len, self.service._waiters.values()))
+        return self.service.waiting
 
 
 @asynccontextmanager
@@ -98,6 +100,8 @@ async def nmi_server(
     namespaced: bool = False,
     following: bool = True,
     endpoint: str = "",
+    http: Parser = "httptools",
+    limits: ConnectionLimits = ConnectionLimits(),
 ) -> AsyncIterator[NmiServer]:
     """Serve NMI for a cluster with *things*; without *following* it has not heard of them yet.
 
@@ -105,12 +109,12 @@ async def nmi_server(
     """
     clock, cluster, meter, upstream = FakeClock(), FakeCluster(*things), PrometheusMeter(), Upstream()
     tokens = FakeTokens(clock)
-    ports = TokenPorts(cluster, {IdentityKind.USER_ASSIGNED: tokens}, tokens, clock)
+    ports = TokenPorts(cluster, cluster, {IdentityKind.USER_ASSIGNED: tokens}, tokens, clock, meter)
     service = TokenService(ports, TokenSettings("node-1", namespaced, "default", patience))
     behind = await start_server(upstream, "127.0.0.1", 0, flag="--none")
     passthrough = ImdsPassthrough(endpoint or f"http://127.0.0.1:{behind.port}")
     app = create_app(service, passthrough, api, ApiPorts(clock, meter))
-    server = await start_server(app, "127.0.0.1", 0, flag="--nmi-port", date_header=False)
+    server = await start_server(app, "127.0.0.1", 0, flag="--nmi-port", date_header=False, http=http, limits=limits)
     work = asyncio.create_task(service.run()) if following else None
     try:
         yield NmiServer(server.port, cluster, tokens, clock, meter, service, upstream)

@@ -2,12 +2,13 @@
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 
-from apps.nmi.answers import denial, failure, token_answer
+from apps.nmi.answers import denial, token_answer
 from apps.nmi.api import ApiSettings
 from podidentity_core.errors import RefusedError, Throttled, TokenRefused, TransientError
 from podidentity_core.model import AssignmentState, IdentityKind
@@ -39,7 +40,7 @@ async def test_a_token_is_answered_as_imds_does_it_with_the_lifetime_before_the_
     [{}, {"Metadata": "True"}, {"Metadata": "false"}, {"Metadata": ""}, {"X-Metadata": "true"}],
     ids=str,
 )
-@pytest.mark.parametrize("target", [ASK, TOKEN, "/metadata/instance", "/host/token", "/unheard/of"])
+@pytest.mark.parametrize("target", [ASK, TOKEN, "/metadata/instance", "/unheard/of"])
 async def test_without_the_metadata_header_the_answer_is_that_of_imds_at_once(
     target: str, headers: Mapping[str, str]
 ) -> None:
@@ -77,19 +78,24 @@ async def test_a_forwarded_request_is_refused_as_imds_does_it(target: str, requi
     assert nmi.upstream.targets == []
 
 
-@pytest.mark.parametrize("target", [ASK, "/metadata/instance", "/metadata/scheduledevents"])
+@pytest.mark.parametrize(
+    ("target", "allowed"),
+    [(ASK, "GET"), ("/metadata/instance", "GET, HEAD"), ("/metadata/scheduledevents", "GET, HEAD")],
+)
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"])
-async def test_methods_other_than_get_are_refused(method: str, target: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_methods_other_than_get_are_refused(
+    method: str, target: str, allowed: str, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.CRITICAL, logger="uvicorn.error")
     async with nmi_server(POD, WEB) as nmi:
         reply = await nmi.get(target, method=method)
 
     assert problem(reply) == (405, "invalid_request", f"method {method} is not allowed here (PI315: use GET)")
-    assert reply.header("allow") == "GET"
+    assert reply.header("allow") == allowed
     assert (nmi.upstream.targets, nmi.tokens.calls) == ([], [])
 
 
-async def test_head_is_refused_without_a_body() -> None:
+async def test_head_is_refused_for_tokens_without_a_body() -> None:
     async with nmi_server(POD, WEB) as nmi:
         reply = await nmi.get(method="HEAD")
 
@@ -190,10 +196,11 @@ async def test_instance_metadata_can_be_blocked() -> None:
             ),
             (400, "application/x", None, b'{"error":"invalid_resource"}'),
         ),
-        (Throttled("slow", retry_after_s=2.2), (429, "application/json; charset=utf-8", "3", b"PI313")),
+        (Throttled("slow", retry_after_s=2.2), (429, "application/json; charset=utf-8", "3", b"slow (PI321: ")),
+        (RefusedError("spec.x is wrong"), (403, "application/json; charset=utf-8", None, b"spec.x is wrong (PI317: ")),
         (TransientError("IMDS is away"), (503, "application/json; charset=utf-8", None, b"IMDS is away (PI313: ")),
     ],
-    ids=["refused", "throttled", "away"],
+    ids=["refused", "throttled", "unusable", "away"],
 )
 async def test_what_the_token_service_says_reaches_the_pod(
     error: Exception, expected: tuple[int, str, str | None, bytes]
@@ -201,6 +208,7 @@ async def test_what_the_token_service_says_reaches_the_pod(
     async with nmi_server(POD, WEB) as nmi:
         nmi.tokens.fail_next(error)
         reply = await nmi.get()
+        await nmi.clock.advance(1)
         again = await nmi.get()
 
     status, content_type, retry_after, says = expected
@@ -213,11 +221,14 @@ async def test_what_the_token_service_says_reaches_the_pod(
     assert again.status == 200
 
 
-@pytest.mark.parametrize("reason", [reason for reason in Reason if reason.code[:3] in ("PI2", "PI3")])
+@pytest.mark.parametrize(
+    "reason",
+    [reason for reason in Reason if reason.code[:3] in ("PI2", "PI3") and reason is not Reason.UPSTREAM_REFUSED],
+)
 def test_every_reason_of_a_refusal_has_an_answer_with_its_code_or_imds_own_words(reason: Reason) -> None:
-    facts = dict.fromkeys(("pod", "waited_s", "problem", "address", "node", "selector", "identity", "kind"), "x")
+    facts = dict.fromkeys(re.findall(r"{(\w+)}", reason.sentence), "x")
 
-    answer = denial(because(reason, **facts, path="/x", method="POST"))
+    answer = denial(because(reason, **facts))
 
     words = (reason.code, "Required ", "X-Forwarded-For")
     assert 400 <= answer.status <= 503
@@ -253,16 +264,18 @@ TOKENS = {
 
 @pytest.mark.parametrize(("fields", "body"), TOKENS.values(), ids=TOKENS)
 def test_a_token_of_any_source_is_written_in_one_order(fields: tuple[tuple[str, str], ...], body: bytes) -> None:
-    assert token_answer(AccessToken("t", 1100.9, fields), 1000.2).body == body
+    assert token_answer([AccessToken("t", 1100.9, fields)], 1000.2).body == body
+
+
+def test_tokens_of_several_tenants_are_an_array_in_their_order() -> None:
+    body = token_answer([AccessToken("main", 1100.0), AccessToken("other", 1200.0)], 1000.0).body
+
+    assert [token["access_token"] for token in json.loads(body)] == ["main", "other"]
 
 
 def test_a_lifetime_is_never_negative() -> None:
-    assert b'"expires_in":"0"' in token_answer(AccessToken("t", 1000.0), 1001.0).body
+    assert b'"expires_in":"0"' in token_answer([AccessToken("t", 1000.0)], 1001.0).body
 
 
 def test_an_answer_does_not_show_its_token() -> None:
-    assert "secret" not in repr(token_answer(AccessToken("secret", 1000.0), 0))
-
-
-def test_a_refusal_without_an_answer_of_the_token_service_is_temporary() -> None:
-    assert failure(RefusedError("odd")).status == 503
+    assert "secret" not in repr(token_answer([AccessToken("secret", 1000.0)], 0))

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from apps.nmi.api import ApiSettings
 from podidentity_core.model import PodPhase
 from podidentity_core.testing import builders as build
 from tests.apps.nmi_server import (
@@ -266,19 +267,84 @@ async def test_each_token_request_is_logged_and_measured_once(caplog: pytest.Log
     caplog.set_level(logging.INFO, logger="apps.nmi")
     async with nmi_server(POD, WEB, patience=AT_ONCE) as nmi:
         await nmi.get()
+        await nmi.get()
         await nmi.get(f"{ASK}&client_id=0")
         metrics = nmi.meter.render().decode()
 
-    good, bad = [record for record in caplog.records if record.name == "apps.nmi.api"]
+    good, kept, bad = [record for record in caplog.records if record.name == "apps.nmi.audit"]
     assert good.levelno == logging.INFO
-    assert good.getMessage().startswith("status (200) took 0 ns for req.method=GET reg.path=" + TOKEN)
-    assert f"req.remote=127.1.0.1 pod=default/web-0 resource={VAULT} identity=default/web" in good.getMessage()
-    assert f"clientid={NAMED[:4]}##### REDACTED #####{NAMED[-4:]}" in good.getMessage()
+    assert good.getMessage() == (
+        f"status (200) took 0 ns for req.method=GET reg.path={TOKEN} req.remote=127.1.0.1 "
+        "pod=default/web-0 uid=uid-of-default-web-0 serviceaccount=- "
+        f"identity=default/web type=0 clientid={NAMED[:4]}##### REDACTED #####{NAMED[-4:]} "
+        f"resource={VAULT} token=fetched"
+    )
+    assert kept.getMessage().endswith("token=kept")
     assert bad.levelno == logging.ERROR
-    assert "status (404)" in bad.getMessage()
-    assert "PI308" in bad.getMessage()
-    assert 'status_code="200"} 1' in metrics
+    assert bad.getMessage().startswith(f"status (404) took 0 ns for req.method=GET reg.path={TOKEN} ")
+    assert f'resource={VAULT} reason=PI308 error="no azure identity found' in bad.getMessage()
+    assert 'status_code="200"} 2' in metrics
     assert 'status_code="404"} 1' in metrics
+    assert 'aadpodidentity_nmi_refused_requests_count{namespace="default",reason="PI308"} 1' in metrics
+    assert 'aadpodidentity_nmi_token_cache_count{result="hit"} 1' in metrics
+
+
+async def test_a_pod_cannot_write_fields_of_the_log_line(caplog: pytest.LogCaptureFixture) -> None:
+    async with nmi_server(POD, WEB) as nmi:
+        caplog.set_level(logging.INFO, logger="apps.nmi")
+        await nmi.get(f"{TOKEN}?resource=x%20pod=default/other%22")
+
+    (record,) = [record for record in caplog.records if record.name == "apps.nmi.audit"]
+    assert 'resource="x pod=default/other\\"" token=fetched' in record.getMessage()
+
+
+NAMED_POD = {"podns": "default", "podname": POD.name}
+
+
+class TestHostToken:
+    """`/host/token`, for programs of the node: they name the pod on whose behalf they ask."""
+
+    async def test_it_has_the_token_and_the_client_id(self) -> None:
+        async with nmi_server(POD, WEB) as nmi:
+            reply = await nmi.get(f"/host/token?resource={VAULT}", headers=NAMED_POD, address="127.0.0.1")
+
+        body = json.loads(reply.body)
+        assert (reply.status, list(body)) == (200, ["token", "clientid"])
+        assert (body["token"]["access_token"], body["clientid"]) == ("token-1", NAMED)
+
+    @pytest.mark.parametrize(
+        ("target", "headers", "address", "expected"),
+        [
+            (f"/host/token?resource={VAULT}", NAMED_POD, "127.1.0.1", (403, "access_denied", "PI318")),
+            (f"/host/token?resource={VAULT}", {}, "127.0.0.1", (400, "invalid_request", "PI319")),
+            (f"/host/token?resource={VAULT}", {"podns": "default"}, "127.0.0.1", (400, "invalid_request", "PI319")),
+            (
+                f"/host/token?resource={VAULT}",
+                {**NAMED_POD, "podname": "x"},
+                "127.0.0.1",
+                (404, "identity_not_found", "PI307"),
+            ),
+            (f"/host/token?resource={VAULT}&client_id=0", NAMED_POD, "127.0.0.1", (404, "identity_not_found", "PI308")),
+            ("/host/token?client_id=1;2&resource=x", NAMED_POD, "127.0.0.1", (400, "invalid_request", "PI303")),
+        ],
+        ids=lambda value: value[2] if isinstance(value, tuple) else None,
+    )
+    async def test_what_it_does_not_serve(
+        self, target: str, headers: dict[str, str], address: str, expected: tuple[int, str, str]
+    ) -> None:
+        settings = ApiSettings(retry_after_header=True)
+        async with nmi_server(POD, WEB, api=settings, patience=AT_ONCE) as nmi:
+            status, error, description = problem(await nmi.get(target, headers=headers, address=address))
+
+        assert (status, error) == expected[:2]
+        assert f"({expected[2]}: " in description
+        assert nmi.tokens.calls == []
+
+    async def test_it_can_be_switched_off(self) -> None:
+        async with nmi_server(POD, WEB, api=ApiSettings(host_token=False)) as nmi:
+            reply = await nmi.get(f"/host/token?resource={VAULT}", headers={**NAMED_POD, **MARKED}, address="127.0.0.1")
+
+        assert problem(reply)[:2] == (404, "Not found")
 
 
 async def test_no_token_is_ever_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -31,8 +31,7 @@ operation-mode string 'standard'
 allow-network-plugin-kubenet bool False
 kubelet-config string '/etc/default/kubelet'
 set-retry-after-header bool False
-interception bool True
-enable-conntrack-deletion bool False
+enable-conntrack-deletion bool True
 custom-user-agent string ''
 log-format string 'text'
 v int 0
@@ -50,6 +49,16 @@ skip_headers bool False
 skip_log_headers bool False
 """
 
+OWN = """
+interception bool True
+remove-rules-on-exit bool False
+host-token-endpoint bool True
+token-cache-max-age duration 86400.0
+allow-ad-endpoints bool False
+allow-foreign-secrets bool False
+"""
+"""The flags that the original does not have."""
+
 DEFAULT = NmiConfig(
     kubeconfig="",
     node="node-1",
@@ -61,6 +70,7 @@ DEFAULT = NmiConfig(
     metrics_port=9090,
     interception=True,
     rule_interval_s=60,
+    managed=False,
     namespaced=False,
     mic_namespace="default",
     creation_wait_s=80,
@@ -71,17 +81,23 @@ DEFAULT = NmiConfig(
     allow_kubenet=False,
     kubelet_config="/etc/default/kubelet",
     retry_after_header=False,
-    delete_conntrack=False,
+    remove_rules_on_exit=False,
+    delete_conntrack=True,
+    host_token=True,
+    longest_kept_s=86_400,
+    authority="",
+    allow_ad_endpoints=False,
+    allow_foreign_secrets=False,
     custom_user_agent="",
     log=LogOptions(),
     warnings=(),
 )
 
 
-def test_flags_kinds_and_defaults_are_the_originals() -> None:
+def test_flags_kinds_and_defaults_are_the_originals_but_for_our_own_and_conntrack() -> None:
     ours = {f"{flag.name} {flag.kind} {flag.default!r}" for flag in FLAGS}
 
-    assert ours == set(ORIGINAL.strip().splitlines())
+    assert ours == {*ORIGINAL.strip().splitlines(), *OWN.strip().splitlines()}
     assert len(FLAGS) == len(ours)
 
 
@@ -107,7 +123,21 @@ def test_flags_kinds_and_defaults_are_the_originals() -> None:
         ("--allow-network-plugin-kubenet=true", {"allow_kubenet": True}),
         ("--kubelet-config=/etc/kubelet", {"kubelet_config": "/etc/kubelet"}),
         ("--set-retry-after-header", {"retry_after_header": True}),
-        ("--enable-conntrack-deletion", {"delete_conntrack": True}),
+        ("--enable-conntrack-deletion=false", {"delete_conntrack": False}),
+        ("--remove-rules-on-exit", {"remove_rules_on_exit": True}),
+        ("--host-token-endpoint=false", {"host_token": False}),
+        ("--token-cache-max-age=1h30m", {"longest_kept_s": 5400}),
+        ("--token-cache-max-age=0", {"longest_kept_s": 0}),
+        ("--allow-ad-endpoints", {"allow_ad_endpoints": True}),
+        ("--allow-foreign-secrets", {"allow_foreign_secrets": True}),
+        (
+            "--operation-mode=MANAGED --forceNamespaced",
+            {"managed": True, "namespaced": True, "creation_wait_s": 0, "assignment_wait_s": 0},
+        ),
+        (
+            "--nmi-listen-address=2001:DB8::1 --metadata-ip=fd00::1",
+            {"listen_address": "2001:db8::1", "metadata_address": "fd00::1"},
+        ),
         ("--custom-user-agent=me", {"custom_user_agent": "me"}),
         ("--log-format=json -v5", {"log": LogOptions(as_json=True, verbosity=5)}),
         ("--logtostderr=true", {}),
@@ -133,9 +163,9 @@ def test_the_manifests_command_line_is_understood() -> None:
     [
         ("--node=", "--node=: must be the node's name: write --node=$(NODE_NAME), and set the variable NODE_NAME"),
         ("--node=$(NODE_NAME)", "--node=$(NODE_NAME): must be the node's name: write"),
-        ("--nmi-listen-address=", "--nmi-listen-address=: must be an IPv4 address, such as 127.0.0.1"),
-        ("--nmi-listen-address=localhost", "--nmi-listen-address=localhost: must be an IPv4 address"),
-        ("--metadata-ip=169.254.169", "--metadata-ip=169.254.169: must be an IPv4 address, such as 169.254.169.254"),
+        ("--nmi-listen-address=", "--nmi-listen-address=: must be an IP address, such as 127.0.0.1"),
+        ("--nmi-listen-address=localhost", "--nmi-listen-address=localhost: must be an IP address"),
+        ("--metadata-ip=169.254.169", "--metadata-ip=169.254.169: must be an IP address, such as 169.254.169.254"),
         ("--nmi-port=x", "--nmi-port=x: must be a port, such as --nmi-port=2579"),
         ("--metadata-port=0", "--metadata-port=0: must be a port, such as --metadata-port=80"),
         ("--http-probe-port=65536", "--http-probe-port=65536: must be a port"),
@@ -146,9 +176,14 @@ def test_the_manifests_command_line_is_understood() -> None:
         ("--retry-attempts-for-created=-1", "--retry-attempts-for-created=-1: must be 0 or more"),
         ("--retry-attempts-for-assigned=-1", "--retry-attempts-for-assigned=-1: must be 0 or more"),
         ("--find-identity-retry-interval=-5", "--find-identity-retry-interval=-5: must be 0 or more"),
-        ("--operation-mode=manged", "--operation-mode=manged: must be standard"),
+        ("--operation-mode=manged", "--operation-mode=manged: must be standard or managed"),
         ("--operation-mode=", "--operation-mode=: must be standard"),
-        ("--operation-mode=Managed", "--operation-mode=Managed: managed mode is not available yet"),
+        (
+            "--operation-mode=Managed",
+            "--operation-mode=Managed: managed needs the namespaced mode: add --forceNamespaced",
+        ),
+        ("--token-cache-max-age=-1s", "--token-cache-max-age=-1s: must be 0 or more"),
+        ("--token-cache-max-age=5", "--token-cache-max-age=5: "),
         ("--log-format=x", "--log-format=x: must be text or json"),
         ("--host-ip=10.0.0.1", "unknown flag --host-ip=10.0.0.1: "),
         ("-node=x", "unknown flag -node=x: names of several letters take two dashes: write --node=x"),
@@ -174,6 +209,12 @@ def test_only_the_word_true_in_the_environment_switches_namespaced_mode_on(value
 
 def test_the_kubeconfig_comes_from_the_environment() -> None:
     assert parse(["--node=n"], {"KUBECONFIG": "/k"}).kubeconfig == "/k"
+
+
+def test_the_authority_of_the_cloud_comes_from_the_environment_as_for_azure_sdks() -> None:
+    assert parse(["--node=n"], {"AZURE_AUTHORITY_HOST": "https://login.microsoftonline.us"}).authority == (
+        "https://login.microsoftonline.us"
+    )
 
 
 def test_the_version_is_told_without_a_node() -> None:

@@ -13,7 +13,7 @@ import pytest_asyncio
 from apps.running import first_of, stopped
 from apps.sandbox.faults import Fault
 from tests.apps.daemons import Daemon, until
-from tests.apps.raw_http import connect, request
+from tests.apps.raw_http import DEADLINE_S, connect, parsed, request
 from tests.apps.stage import Stage, now_s, stage
 
 LEASE_S = 2.0
@@ -188,21 +188,25 @@ async def test_nmi_ends_at_once_when_nothing_is_under_way_though_connections_are
     idle.close()
 
 
-async def test_nmi_lets_a_request_that_waits_end_before_it_ends_itself(alone: Stage) -> None:
-    nmi, mic = await alone.nmi(), await alone.mic()
-    await mic.line(SYNCED)
-    alone.identity("late")
+async def test_nmi_tells_a_request_that_waits_to_ask_again_before_it_ends(alone: Stage) -> None:
+    """Nobody on the node is served until the next NMI listens, so the end waits for no assignment."""
+    metrics = free_port()
+    nmi = await alone.nmi("--retry-attempts-for-created=10", f"--prometheus-port={metrics}")
     address = await alone.pod("late")
     reader, writer = await connect(alone.nmi_port, address)
     writer.write(request("/metadata/identity/oauth2/token?resource=x"))
-    await writer.drain()
-    await until(alone.patches)
+    async with asyncio.timeout(DEADLINE_S):
+        while "aadpodidentity_nmi_waiting_requests 1" not in await page(metrics, "/metrics"):
+            pass
+    asked_s = now_s()
 
     code, answer = await asyncio.gather(nmi.end(), reader.read())
     writer.close()
+    reply = parsed(answer)
 
-    assert code == 0
-    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert (code, now_s() - asked_s < 3) == (0, True)
+    assert (reply.status, reply.header("retry-after")) == (503, "1")
+    assert b"PI203" in reply.body
 
 
 async def test_a_restarted_nmi_answers_at_once_from_what_the_cluster_says(alone: Stage) -> None:

@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from typing import TYPE_CHECKING
 
 from podidentity_core.model import Assignment, Node, Thing
-from podidentity_core.ports import Event, Meter
+from podidentity_core.ports import Event
 from podidentity_core.resource_ids import Host
 from podidentity_core.services.assignment import AssignmentPorts, AssignmentService, AssignmentSettings
 from podidentity_core.testing.builders import vm
 from podidentity_core.testing.clock import FakeClock, settle
-from podidentity_core.testing.fakes import FakeCluster, FakeEvents, FakeHosts, FakeLeaderLock
+from podidentity_core.testing.fakes import FakeCluster, FakeEvents, FakeHosts, FakeLeaderLock, FakeMeter
 
 ARM_S = 2.0
 """How long a write to a host takes here."""
-
-
-class CountingMeter:
-    """Adds up what is counted and keeps what is observed."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.observed: dict[str, list[float]] = {}
-
-    def count(self, name: str, amount: float = 1, **labels: str) -> None:
-        self.counts[":".join((name, *labels.values()))] += int(amount)
-
-    def observe(self, name: str, value: float, **labels: str) -> None:
-        self.observed.setdefault(":".join((name, *labels.values())), []).append(value)
-
-    def gauge(self, name: str, value: float, **labels: str) -> None:
-        self.observed[":".join((name, *labels.values()))] = [value]
 
 
 class Mic:
@@ -43,7 +24,7 @@ class Mic:
         self.cluster = FakeCluster()
         self.hosts = FakeHosts(self.clock, duration_s=ARM_S)
         self.events = FakeEvents()
-        self.meter = CountingMeter()
+        self.meter = FakeMeter()
         self.lock = FakeLeaderLock()
         self.settings = settings or AssignmentSettings()
         self._work: asyncio.Task[None] | None = None
@@ -116,7 +97,3 @@ class Mic:
 
     def events_of(self, reason: str) -> list[Event]:
         return [event for event in self.events.published if event.reason == reason]
-
-
-if TYPE_CHECKING:
-    _: type[Meter] = CountingMeter

@@ -26,9 +26,9 @@ from podidentity_core.services.hosts import GATHER_S, NEXT_ROUND_S, HostLimits, 
 from podidentity_core.services.work_queue import Backoff
 from podidentity_core.testing.builders import assignment, binding, identity, node, pod, resource, vm
 from podidentity_core.testing.clock import FakeClock, settle
-from podidentity_core.testing.fakes import FakeEvents, FakeHosts, FakeLeaderLock, HostWrite
+from podidentity_core.testing.fakes import FakeEvents, FakeHosts, FakeLeaderLock, FakeMeter, HostWrite
 from podidentity_core.view import ClusterView
-from tests.core.mic import ARM_S, CountingMeter
+from tests.core.mic import ARM_S
 
 NODE = node()
 WEB, DB = resource("web"), resource("db")
@@ -66,7 +66,7 @@ class Turn:
         self.hosts = (OneByOne if one_by_one else FakeHosts)(self.clock, duration_s=ARM_S)
         self.hosts.put(vm(), *carries)
         self.events = FakeEvents()
-        self.meter = CountingMeter()
+        self.meter = FakeMeter()
         self.lock = FakeLeaderLock()
         self.lock._held = True
         self.view = ClusterView.of([NODE, *things])

@@ -91,7 +91,7 @@ def test_assignments_are_found_by_their_pod() -> None:
 
     assert view.apply(Seen(web)) == {WEB.key}
     assert view.apply(Seen(other)) == {Key("default", "other")}
-    assert list(view.assignments_of(WEB.key)) == [web]
+    assert list(view.assignments_of(WEB)) == [web]
 
 
 def test_an_assignment_that_changes_its_pod_touches_both() -> None:
@@ -100,7 +100,7 @@ def test_an_assignment_that_changes_its_pod_touches_both() -> None:
     moved = replace(assignment(), pod=Key("default", "other"))
 
     assert view.apply(Seen(moved)) == {WEB.key, Key("default", "other")}
-    assert list(view.assignments_of(WEB.key)) == []
+    assert list(view.assignments_of(WEB)) == []
 
 
 def test_an_assignment_that_is_gone_serves_nobody() -> None:
@@ -109,7 +109,7 @@ def test_an_assignment_that_is_gone_serves_nobody() -> None:
     view.apply(Seen(assignment(pod(), identity("b"))))
 
     assert view.apply(Gone(Assignment, assignment().key)) == {WEB.key}
-    assert [a.identity.name for a in view.assignments_of(WEB.key)] == ["b"]
+    assert [a.identity.name for a in view.assignments_of(WEB)] == ["b"]
 
 
 def test_exception_rules_come_and_go() -> None:

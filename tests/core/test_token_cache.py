@@ -11,7 +11,7 @@ from podidentity_core.ports import AccessToken
 from podidentity_core.services.token_cache import RETRY_S, SPARE_S, TokenCache
 from podidentity_core.testing.builders import identity
 from podidentity_core.testing.clock import FakeClock, settle
-from podidentity_core.testing.fakes import FakeTokens
+from podidentity_core.testing.fakes import FakeMeter, FakeTokens
 
 HOUR_S = 3600.0
 
@@ -22,7 +22,7 @@ class Shop:
     def __init__(self, *, capacity: int = 4096, duration_s: float = 0.0) -> None:
         self.clock = FakeClock()
         self.source = FakeTokens(self.clock, lifetime_s=HOUR_S, duration_s=duration_s)
-        self.cache = TokenCache(self.clock, capacity=capacity)
+        self.cache = TokenCache(self.clock, FakeMeter(), capacity=capacity)
 
     async def get(self, key: str = "a") -> AccessToken:
         token = await self.cache.get(key, lambda: self.source.issue(identity(), key))

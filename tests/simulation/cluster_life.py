@@ -15,8 +15,7 @@ from podidentity_core.resource_ids import Host, HostKind, IdentityResource
 from podidentity_core.services.assignment import AssignmentPorts, AssignmentService, AssignmentSettings
 from podidentity_core.testing.builders import binding, identity, node, pod, resource, vmss_node
 from podidentity_core.testing.clock import FakeClock, settle
-from podidentity_core.testing.fakes import FakeCluster, FakeEvents, FakeHosts, FakeLeaderLock
-from tests.core.mic import CountingMeter
+from podidentity_core.testing.fakes import FakeCluster, FakeEvents, FakeHosts, FakeLeaderLock, FakeMeter
 from tests.simulation.flaky import LATEST_S, FlakyCluster, FlakyHosts, Network
 
 NODES = (
@@ -173,7 +172,7 @@ class World:
         flaky = FlakyCluster(self.cluster, self.network, self._on_stored)
         hosts = FlakyHosts(self.hosts, self.network, self._on_removal)
         ports = AssignmentPorts(
-            flaky, flaky, hosts, FakeEvents(), lock := FakeLeaderLock(), self.clock, CountingMeter(), self.chance.random
+            flaky, flaky, hosts, FakeEvents(), lock := FakeLeaderLock(), self.clock, FakeMeter(), self.chance.random
         )
         service = AssignmentService(ports, AssignmentSettings())
         self._mic = asyncio.create_task(lock.lead(service.run))

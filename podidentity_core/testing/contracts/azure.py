@@ -289,7 +289,7 @@ class TokenSourceContract:
 
         assert 400 <= caught.value.status < 500
         assert b"error" in caught.value.body
-        assert "json" in caught.value.content_type
+        assert "json" in dict(caught.value.headers)["content-type"]
 
     async def test_being_throttled_says_how_long(self, world: TokenWorld) -> None:
         world.throttle(7.0)

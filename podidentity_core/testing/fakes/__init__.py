@@ -2,6 +2,7 @@
 
 from podidentity_core.testing.fakes.azure import FakeHosts, FakeTokens, HostWrite, TokenCall
 from podidentity_core.testing.fakes.cluster import Call, FakeCluster, FakeEvents, FakeLeaderLock
+from podidentity_core.testing.fakes.meter import FakeMeter
 from podidentity_core.testing.fakes.secrets import FakeSecrets
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "FakeEvents",
     "FakeHosts",
     "FakeLeaderLock",
+    "FakeMeter",
     "FakeSecrets",
     "FakeTokens",
     "HostWrite",

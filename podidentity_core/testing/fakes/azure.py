@@ -151,8 +151,8 @@ class TokenCall(NamedTuple):
 class FakeTokens:
     """TokenSource and NodeTokenSource in memory. Tokens are opaque texts, each a new one.
 
-    They live for *lifetime_s*; fetching one takes *duration_s*. *calls* has what was asked for. With *known* given,
-    other client IDs are refused.
+    They live for *lifetime_s*; fetching one takes *duration_s*. *calls* has what was asked for, *tenants* in which
+    tenants. With *known* given, other client IDs are refused.
     """
 
     def __init__(
@@ -166,6 +166,7 @@ class FakeTokens:
         self.lifetime_s = lifetime_s
         self.duration_s = duration_s
         self.calls: list[TokenCall] = []
+        self.tenants: list[str] = []
         self._clock = clock
         self._known = None if known is None else {client_id.lower() for client_id in known}
         self._failures: deque[Exception] = deque()
@@ -176,6 +177,7 @@ class FakeTokens:
 
     async def issue(self, identity: Identity, resource: str) -> AccessToken:
         """Make a token of *identity* for *resource*."""
+        self.tenants.append(identity.tenant_id)
         return await self._issue(identity.client_id, resource)
 
     async def issue_for_node(self, selector: Selector | None, resource: str) -> AccessToken:

@@ -17,18 +17,19 @@ from podidentity_core.model import (
     Gone,
     Identity,
     Key,
+    Pod,
     Seen,
     Synced,
     Thing,
     Unusable,
 )
-from podidentity_core.ports import AssignmentStore, ClusterReader, Event, EventSink, LeaderLock
+from podidentity_core.ports import AssignmentStore, ClusterReader, Event, EventSink, LeaderLock, PodReader
 
 T = TypeVar("T", bound="Thing | Unusable")
 
 
 class Call(NamedTuple):
-    """A call that was made to the fake: `create`, `update`, `set_state` or `delete`, and the state it asked for."""
+    """A call that was made to the fake: `create`, `update`, `set_state`, `delete` (with the state) or `pods`."""
 
     operation: str
     key: Key
@@ -36,7 +37,7 @@ class Call(NamedTuple):
 
 
 class FakeCluster:
-    """ClusterReader and AssignmentStore in memory, with resource versions, conflicts, and failures on request.
+    """ClusterReader, PodReader and AssignmentStore in memory: versions, conflicts, failures on request.
 
     Tests play the rest of the cluster with `put` and `remove`. Every reader sees every change, in order.
     """
@@ -76,6 +77,11 @@ class FakeCluster:
     def assignments(self) -> Mapping[Key, Assignment]:
         """The assignments that are stored now."""
         return {key: thing for (_, key), thing in self._things.items() if isinstance(thing, Assignment)}
+
+    async def pods(self) -> Sequence[Pod]:
+        """All pods; *calls* has each such look."""
+        await self._called(Call("pods", Key("", "")))
+        return [thing for thing in self._things.values() if isinstance(thing, Pod)]
 
     async def changes(self) -> AsyncIterator[Sequence[Change]]:
         """Yield all that exists, `Synced`, and then each change."""
@@ -207,6 +213,7 @@ class FakeLeaderLock:
 
 if TYPE_CHECKING:
     _reader: type[ClusterReader] = FakeCluster
+    _pods: type[PodReader] = FakeCluster
     _store: type[AssignmentStore] = FakeCluster
     _sink: type[EventSink] = FakeEvents
     _lock: type[LeaderLock] = FakeLeaderLock
