@@ -7,12 +7,14 @@ Source: k8s.io/klog/v2, k8s.io/component-base/logs/json.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TextIO
@@ -71,14 +73,60 @@ def verbose(v: int) -> int:
 
 def setup(options: LogOptions, stream: TextIO | None = None) -> None:
     """Send all log records to *stream*, or stderr, from now on. Call it once, before anything is logged."""
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonFormatter(options) if options.as_json else TextFormatter(options))
+    output = Output(stream or sys.stderr)
+    output.setFormatter(JsonFormatter(options) if options.as_json else TextFormatter(options))
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root.handlers[:] = [output]
     root.setLevel(logging.WARNING)
     for name in OWN_LOGGERS:
         logging.getLogger(name).setLevel(verbose(options.verbosity))
     logging.captureWarnings(True)
+
+
+class Output(logging.Handler):
+    """All lines, in order: a logger's at once, direct ones together at the end of the event loop's turn."""
+
+    formatter: TextFormatter | JsonFormatter
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the line of *record*, after those that wait."""
+        try:
+            self._lines.append(self.format(record))
+            self.flush()
+        except Exception:  # noqa: BLE001  # as every handler of logging: what cannot be logged must not break the work
+            self.handleError(record)
+
+    def put(self, level: int, place: str, message: str) -> None:
+        """Let a line be written soon. For the event loop's thread only."""
+        self._lines.append(self.formatter.line(level, time.time(), place, message))
+        if len(self._lines) == 1:
+            asyncio.get_running_loop().call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Write the lines that wait."""
+        lines, self._lines = self._lines, []
+        if lines:
+            self._stream.write("\n".join(lines) + "\n")
+            self._stream.flush()
+
+
+def direct(place: str) -> Callable[[int, str], None]:
+    """Return a way to write lines, of a level and with a message, that come thousands of times a second.
+
+    Call it after `setup`. The lines look as if *place* (`file.py:line`) had logged them, at a tenth of the cost: there
+    is no search for the caller, no record, and no write for each.
+    """
+    (output,) = (handler for handler in logging.getLogger().handlers if isinstance(handler, Output))
+
+    def write(level: int, message: str) -> None:
+        output.put(level, place, message)
+
+    return write
 
 
 class TextFormatter(logging.Formatter):
@@ -89,21 +137,29 @@ class TextFormatter(logging.Formatter):
         self._options = options
         self._second = -1
         self._date = ""
+        self._process = os.getpid()
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of *record*, without its end."""
-        line = _one_line(record.getMessage())
+        message = record.getMessage()
         if record.exc_info and (error := record.exc_info[1]):
-            line = f"{line}: {_one_line(_named(error))}"
-        if self._options.with_headers:
-            place = _place(record) if self._options.with_directory else record.filename
-            micro = int(record.created % 1 * 1_000_000)
-            letter = next(letter for level, letter, _ in _SEVERITIES if record.levelno >= level)
-            head = f"{letter}{self._day_and_time(int(record.created))}.{micro:06d}"
-            line = f"{head} {record.process or 0:7d} {place}:{record.lineno}] {line}"
+            message = f"{message.rstrip()}: {_named(error)}"
+        place = _place(record) if self._options.with_directory else record.filename
+        line = self.line(record.levelno, record.created, f"{place}:{record.lineno}", message, record.process)
         if record.exc_info and self._options.verbosity >= _TRACEBACKS_FROM_V:
             line = f"{line}\n{self.formatException(record.exc_info)}"
         return line
+
+    def line(self, level: int, created_s: float, place: str, message: str, process: int | None = None) -> str:
+        """Return the line of a *message* logged at *place* (`file.py:line`) at wall time *created_s*, by us."""
+        message = _one_line(message)
+        if not self._options.with_headers:
+            return message
+        letter = _INFO[1] if level == logging.INFO else _severity(level)[1]
+        micro = int(created_s % 1 * 1_000_000)
+        return (
+            f"{letter}{self._day_and_time(int(created_s))}.{micro:06d} {process or self._process:7d} {place}] {message}"
+        )
 
     def _day_and_time(self, second: int) -> str:
         if second != self._second:
@@ -120,19 +176,32 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the object of *record*."""
-        fields: dict[str, object] = {
-            "ts": record.created * 1000,
-            "caller": f"{_place(record)}:{record.lineno}",
-            "msg": record.getMessage().rstrip("\n") + "\n",
-            "level": next(name for level, _, name in _SEVERITIES if record.levelno >= level),
-        }
-        if record.levelno < logging.ERROR:
-            fields["v"] = max(0, (logging.INFO - record.levelno) // 2)
+        extra: dict[str, object] = {}
         if record.exc_info and (error := record.exc_info[1]):
-            fields["err"] = _named(error)
+            extra["err"] = _named(error)
             if self._options.verbosity >= _TRACEBACKS_FROM_V:
-                fields["stacktrace"] = self.formatException(record.exc_info)
-        return json.dumps(fields)
+                extra["stacktrace"] = self.formatException(record.exc_info)
+        return self.line(
+            record.levelno, record.created, f"{_place(record)}:{record.lineno}", record.getMessage(), extra
+        )
+
+    def line(
+        self, level: int, created_s: float, place: str, message: str, extra: Mapping[str, object] | None = None
+    ) -> str:
+        """Return the object of a *message* logged at *place* (`file.py:line`) at wall time *created_s*."""
+        fields: dict[str, object] = {
+            "ts": created_s * 1000,
+            "caller": place,
+            "msg": message.rstrip("\n") + "\n",
+            "level": _severity(level)[2],
+        }
+        if level < logging.ERROR:
+            fields["v"] = max(0, (logging.INFO - level) // 2)
+        return json.dumps({**fields, **(extra or {})})
+
+
+def _severity(level: int) -> tuple[int, str, str]:
+    return next(severity for severity in _SEVERITIES if level >= severity[0])
 
 
 _SEVERITIES = (
@@ -142,6 +211,7 @@ _SEVERITIES = (
     (logging.INFO, "I", "info"),
     (logging.NOTSET, "I", "debug"),
 )
+_INFO = _severity(logging.INFO)
 
 
 def _place(record: logging.LogRecord) -> str:

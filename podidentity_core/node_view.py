@@ -34,6 +34,8 @@ class NodeView:
 
     def __init__(self) -> None:
         self.synced = False
+        self.version = 0
+        """How many changes have come."""
         self._pods: dict[Key, Pod] = {}
         self._pods_by_address: dict[str, dict[Key, Pod]] = {}
         self._assignments: dict[Key, Assignment] = {}
@@ -64,6 +66,7 @@ class NodeView:
 
     def apply(self, change: Change) -> set[Hashable]:
         """Take one change in; returns the topics that it touches."""
+        self.version += 1
         match change:
             case Synced():
                 self.synced = True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,15 +18,16 @@ from podidentity_core.ports import Meter
 from podidentity_core.reasons import Explanation
 from podidentity_core.token_request import TokenRequest, redact
 
-log = logging.getLogger(__name__)
-
 CLIENT_GONE = 499
 """The status in log and metric when the client did not wait for the answer; nobody receives it."""
+
+Write = Callable[[int, str], None]
+"""Writes a line of the log: its level and its message."""
 
 
 @dataclass(slots=True)
 class Record:
-    """One request: *where* it came from and what it was for, and how it ended."""
+    """One request: where it came from and what it was for, and how it ended."""
 
     method: str
     path: str
@@ -36,45 +38,44 @@ class Record:
     request: TokenRequest | None = None
     kept: bool = False
     why: Explanation | None = None
+    told: str = ""
+    """The end of the log line, once it has been made: a record may stand for the next request, too."""
 
 
-def note(record: Record, took_s: float, meter: Meter) -> None:
+def note(record: Record, took_s: float, meter: Meter, write: Write) -> None:
     """Log and count *record*."""
     request, pod = record.request, record.pod
-    resource = request.resource if request else ""
     namespace = pod.namespace if pod else ""
+    status = record.status
     meter.observe(
         "nmi_operations_duration_seconds",
         took_s,
         namespace=namespace,
         operation_type=record.path,
-        resource=resource,
-        status_code=str(record.status),
+        resource=request.resource if request else "",
+        status_code=str(status),
     )
     if record.why is not None:
         meter.count("nmi_refused_requests_count", namespace=namespace, reason=record.why.code)
-    level = logging.INFO if record.status == 200 else logging.ERROR
-    if log.isEnabledFor(level):
-        log.log(
-            level,
-            "status (%d) took %d ns for req.method=%s reg.path=%s req.remote=%s %s",
-            record.status,
-            took_s * 1e9,
-            record.method,
-            record.path,
-            record.remote,
-            _details(record),
-        )
+    record.told = told = record.told or _told(record)
+    write(logging.INFO if status == 200 else logging.ERROR, f"status ({status}) took {took_s * 1e9:.0f} ns for {told}")
 
 
-def _details(record: Record) -> str:
+PLACE = f"audit.py:{note.__code__.co_firstlineno}"
+"""Where the lines come from, for `klog.direct`."""
+
+
+def _told(record: Record) -> str:
+    where = f"req.method={record.method} reg.path={record.path} req.remote={record.remote}"
     whose = _whose(record.pod) if record.pod else "pod=-"
     what = f"resource={_shown(record.request.resource)}" if record.request else "resource=-"
     if record.status == 200:
-        return f"{whose} {_by(record)} {what} token={'kept' if record.kept else 'fetched'}"
-    if record.why is None:
-        return f'{whose} {what} error="the client hung up"'
-    return f"{whose} {what} reason={record.why.code} error={json.dumps(str(record.why))}"
+        end = f"{_by(record)} {what} token={'kept' if record.kept else 'fetched'}"
+    elif record.why is None:
+        end = f'{what} error="the client hung up"'
+    else:
+        end = f"{what} reason={record.why.code} error={json.dumps(str(record.why))}"
+    return f"{where} {whose} {end}"
 
 
 def _whose(pod: Pod) -> str:

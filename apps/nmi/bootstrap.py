@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from apps import klog
 from apps.clock import SystemClock
 from apps.metrics import PrometheusMeter
+from apps.nmi import audit
 from apps.nmi.api import ApiPorts, ApiSettings, create_app
 from apps.nmi.flags import NmiConfig
 from apps.nmi.netfilter.firewall import Iptables
@@ -78,7 +80,8 @@ async def connected(config: NmiConfig) -> AsyncIterator[Nmi]:
             meter=meter,
         )
         service = TokenService(ports, _token_settings(config))
-        app = create_app(service, passthrough, _api_settings(config), ApiPorts(clock, meter))
+        api_ports = ApiPorts(clock, meter, klog.direct(audit.PLACE))
+        app = create_app(service, passthrough, _api_settings(config), api_ports)
         yield Nmi(app, service, meter, clock)
 
 

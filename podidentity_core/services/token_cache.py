@@ -52,6 +52,8 @@ class TokenCache:
     def __init__(self, clock: Clock, meter: Meter, *, longest_s: float = math.inf, capacity: int = CAPACITY) -> None:
         self._clock = clock
         self._meter = meter
+        self.version = 0
+        """How often a token was kept or dropped."""
         self._longest_s = longest_s
         self._capacity = capacity
         self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
@@ -96,6 +98,7 @@ class TokenCache:
 
     def clear(self) -> int:
         """Forget all tokens and refusals, also what calls under way will bring; return how many were kept."""
+        self.version += 1
         number = len(self._kept)
         self._kept.clear()
         self._refused.clear()
@@ -136,6 +139,7 @@ class TokenCache:
         if current and life_s > 0:
             kept = _Kept(token, renew_at_s=now_s + min(left_s / 2, life_s), until_s=now_s + life_s)
             _remember(self._kept, key, kept, self._capacity)
+            self.version += 1
         return token
 
     def _end(self, call: asyncio.Task[AccessToken]) -> None:

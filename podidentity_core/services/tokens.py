@@ -89,6 +89,11 @@ class TokenService:
         """How many requests wait for the cluster to change."""
         return len(self._waiters)
 
+    @property
+    def version(self) -> int:
+        """Goes up whenever `at_once` may decide otherwise than before, but for the passing of time."""
+        return self._view.version + self._cache.version
+
     async def run(self) -> None:
         """Follow the cluster, until cancelled. Raises what the cluster's iterator raises."""
         try:

@@ -1,5 +1,6 @@
 """Log lines in klog's two shapes."""
 
+import asyncio
 import io
 import json
 import logging
@@ -222,3 +223,47 @@ def test_options_come_from_the_command_line() -> None:
     given = parse("prog", klog.FLAGS, ["-v=7", "--log-format=json", "--add_dir_header", "--skip_headers"], PFLAG)
 
     assert klog.options(given) == LogOptions(as_json=True, verbosity=7, with_headers=False, with_directory=True)
+
+
+async def test_direct_lines_come_together_at_the_end_of_the_turn_and_in_order_with_others() -> None:
+    stream = started()
+    write = klog.direct("audit.py:1")
+
+    write(logging.INFO, "first")
+    write(logging.ERROR, "second")
+    before = stream.getvalue()
+    await asyncio.sleep(0)
+    together = stream.getvalue()
+    write(logging.INFO, "third")
+    LOG.info("fourth")
+
+    assert before == ""
+    assert re.fullmatch(
+        rf"I\d{{4}} \S+ {os.getpid():7d} audit\.py:1\] first\nE\d{{4}} \S+ {os.getpid():7d} audit\.py:1\] second\n",
+        together,
+    )
+    assert [line.rpartition("] ")[2] for line in stream.getvalue().splitlines()] == [
+        "first",
+        "second",
+        "third",
+        "fourth",
+    ]
+
+
+async def test_direct_lines_have_the_form_of_all_others() -> None:
+    stream = started(as_json=True)
+
+    klog.direct("audit.py:1")(logging.ERROR, "a\nb")
+    await asyncio.sleep(0)
+
+    line = json.loads(stream.getvalue())
+    assert (line["caller"], line["msg"], line["level"]) == ("audit.py:1", "a\nb\n", "error")
+
+
+async def test_a_direct_line_cannot_end_early() -> None:
+    stream = started()
+
+    klog.direct("audit.py:1")(logging.INFO, "a\nE0101 forged")
+    await asyncio.sleep(0)
+
+    assert stream.getvalue().endswith("] a\\nE0101 forged\n")

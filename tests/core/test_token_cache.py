@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import pytest
 
 from podidentity_core.errors import TokenRefused, TransientError
 from podidentity_core.ports import AccessToken
-from podidentity_core.services.token_cache import RETRY_S, SPARE_S, TokenCache
+from podidentity_core.services.token_cache import REFUSED_S, RETRY_S, SPARE_S, TokenCache
 from podidentity_core.testing.builders import identity
 from podidentity_core.testing.clock import FakeClock, settle
 from podidentity_core.testing.fakes import FakeMeter, FakeTokens
@@ -19,10 +20,11 @@ HOUR_S = 3600.0
 class Shop:
     """A cache in front of a token service whose tokens live an hour."""
 
-    def __init__(self, *, capacity: int = 4096, duration_s: float = 0.0) -> None:
+    def __init__(self, *, capacity: int = 4096, duration_s: float = 0.0, longest_s: float = math.inf) -> None:
         self.clock = FakeClock()
         self.source = FakeTokens(self.clock, lifetime_s=HOUR_S, duration_s=duration_s)
-        self.cache = TokenCache(self.clock, FakeMeter(), capacity=capacity)
+        self.meter = FakeMeter()
+        self.cache = TokenCache(self.clock, self.meter, longest_s=longest_s, capacity=capacity)
 
     async def get(self, key: str = "a") -> AccessToken:
         token = await self.cache.get(key, lambda: self.source.issue(identity(), key))
@@ -222,3 +224,104 @@ async def test_closing_it_ends_the_calls_that_are_under_way() -> None:
 
     assert waiting.cancelled()
     assert shop.clock.next_wake_s() is None
+
+
+async def test_a_refusal_is_not_asked_for_again_within_a_second_and_forgotten_then() -> None:
+    shop = Shop()
+    refusal = TokenRefused("no", status=400, body=b"{}")
+    shop.source.fail_next(refusal)
+    for _ in range(3):
+        with pytest.raises(TokenRefused) as caught:
+            await shop.get()
+        assert caught.value is refusal
+    calls = shop.calls
+    await shop.clock.advance(REFUSED_S)
+
+    assert (calls, (await shop.get()).token) == (1, "token-2")
+
+
+async def test_a_refusal_concerns_its_own_key_only() -> None:
+    shop = Shop()
+    shop.source.fail_next(TokenRefused("no", status=400, body=b"{}"))
+    with pytest.raises(TokenRefused):
+        await shop.get("a")
+
+    assert (await shop.get("b")).token == "token-2"
+
+
+async def test_a_refused_renewal_takes_no_token_away() -> None:
+    shop = Shop()
+    await shop.get()
+    await shop.clock.advance(HOUR_S / 2)
+    shop.source.fail_next(TokenRefused("no longer", status=400, body=b"{}"))
+    await shop.get()
+    await settle()
+
+    assert (await shop.get()).token == "token-1"
+
+
+async def test_a_token_is_kept_no_longer_than_the_operator_wants() -> None:
+    shop = Shop(longest_s=60)
+    await shop.get()
+    await shop.clock.advance(59)
+    before = (await shop.get()).token
+    await shop.clock.advance(1)
+
+    assert (before, (await shop.get()).token) == ("token-1", "token-2")
+
+
+async def test_without_a_cache_each_request_is_a_call_but_those_at_once() -> None:
+    shop = Shop(longest_s=0, duration_s=1)
+    for _ in range(2):
+        waiting = [asyncio.create_task(shop.get()) for _ in range(3)]
+        await shop.clock.advance(1)
+        await asyncio.gather(*waiting)
+
+    assert (shop.calls, len(shop.cache), shop.cache.fresh("a")) == (2, 0, None)
+
+
+async def test_what_is_forgotten_is_fetched_anew_and_a_call_under_way_brings_nothing_back() -> None:
+    shop = Shop(duration_s=1)
+    old = asyncio.create_task(shop.get())
+    await settle()
+    under_way = shop.cache.clear()
+    new = asyncio.create_task(shop.get())
+    await shop.clock.advance(1)
+
+    assert (under_way, (await old).token, (await new).token) == (0, "token-1", "token-2")
+    assert (await shop.get()).token == "token-2"
+    assert shop.cache.clear() == 1
+    assert shop.cache.fresh("a") is None
+
+
+async def test_a_forgotten_call_is_ended_with_the_cache() -> None:
+    shop = Shop(duration_s=10)
+    waiting = asyncio.create_task(shop.get())
+    await settle()
+    shop.cache.clear()
+    await shop.cache.close()
+    await settle()
+
+    assert waiting.cancelled()
+    assert shop.clock.next_wake_s() is None
+
+
+async def test_its_uses_are_counted() -> None:
+    shop = Shop(duration_s=1)
+    waiting = [asyncio.create_task(shop.get()) for _ in range(3)]
+    await shop.clock.advance(1)
+    await asyncio.gather(*waiting, shop.get())
+    await shop.clock.advance(HOUR_S / 2)
+    shop.source.fail_next(TransientError("IMDS is away"))
+    await shop.get()
+    await shop.clock.advance(RETRY_S)
+    await shop.get()
+    await shop.clock.advance(1)
+
+    assert {name.partition(":")[2]: number for name, number in shop.meter.counts.items()} == {
+        "fetched": 1,
+        "shared": 2,
+        "hit": 3,
+        "renewal_failed": 1,
+        "renewed": 1,
+    }

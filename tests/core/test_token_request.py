@@ -74,6 +74,13 @@ REFUSED = {
     "resource=x%7f": Reason.BAD_QUERY,
     "resource=%ff": Reason.BAD_QUERY,
     "resource=%ED%A0%80": Reason.BAD_QUERY,
+    "resource=x%C2%85y": Reason.BAD_QUERY,  # a line's end for many readers
+    "resource=x%E2%80%A8y": Reason.BAD_QUERY,
+    "resource=%E2%80%AEx": Reason.BAD_QUERY,
+    "resource=\u00e4": Reason.BAD_QUERY,
+    "resource=a b": Reason.BAD_QUERY,
+    "resource=x#y": Reason.BAD_QUERY,
+    f"resource=x&client_id=#{GUID}": Reason.BAD_QUERY,
     f"resource=x&client_id={GUID}%0a": Reason.BAD_QUERY,
     f"resource={'x' * 8192}": Reason.BAD_QUERY,
     f"resource=x&client_id={GUID}&msi_res_id={RESOURCE_ID}": Reason.TWO_SELECTORS,

@@ -1,0 +1,47 @@
+"""Answers that are good for the rest of the second: pods that ask over and over cost little more than the sockets.
+
+An answer is kept only while it would come out the same: until anything changes in what is known of the cluster or of
+tokens, or the second is over, since `expires_in` counts in seconds. Who may have it is thus decided no less strictly
+than for each request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from apps.nmi.answers import Answer
+from apps.nmi.audit import Record
+from podidentity_core.ports import Clock
+from podidentity_core.services.tokens import TokenService
+
+
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """An answer, and what to record of it."""
+
+    answer: Answer
+    record: Record
+
+
+class WarmAnswers:
+    """By the peer's address and the query as it was sent."""
+
+    def __init__(self, service: TokenService, clock: Clock) -> None:
+        self._service = service
+        self._clock = clock
+        self._kept: dict[tuple[str, bytes], Warm] = {}
+        self._version = -1
+        self._second = -1
+
+    def get(self, address: str, query: bytes) -> Warm | None:
+        """Return the answer that is still good."""
+        version, second = self._service.version, int(self._clock.wall_s())
+        if version != self._version or second != self._second:
+            self._version, self._second = version, second
+            self._kept.clear()
+            return None
+        return self._kept.get((address, query))
+
+    def put(self, address: str, query: bytes, warm: Warm) -> None:
+        """Keep an answer that was made after `get` gave none, and without a wait in between."""
+        self._kept[address, query] = warm
