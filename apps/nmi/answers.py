@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 from apps.serving import Send
 from podidentity_core.errors import PodIdentityError, RefusedError, Throttled, TokenRefused
@@ -149,8 +150,15 @@ def failure(error: PodIdentityError) -> Answer:
     return answer
 
 
-async def send_answer(send: Send, answer: Answer) -> None:
-    """Send a whole answer, with its length."""
+def messages(answer: Answer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a whole answer, with its length, as the two messages of ASGI."""
     headers = [*answer.headers, (b"content-length", b"%d" % len(answer.body))]
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body})
+    start = {"type": "http.response.start", "status": answer.status, "headers": headers}
+    return start, {"type": "http.response.body", "body": answer.body}
+
+
+async def send_answer(send: Send, answer: Answer) -> None:
+    """Send a whole answer."""
+    start, body = messages(answer)
+    await send(start)
+    await send(body)

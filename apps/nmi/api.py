@@ -25,7 +25,7 @@ from apps.nmi.answers import (
     token_answer,
 )
 from apps.nmi.audit import Record, Write, note
-from apps.nmi.warm import Warm, WarmAnswers
+from apps.nmi.warm import Asked, Warm, WarmAnswers
 from apps.serving import Receive, Scope, Send
 from podidentity_core.errors import PodIdentityError
 from podidentity_core.metadata_path import MetadataPath, Route, classify
@@ -83,11 +83,25 @@ class MetadataEndpoint:
             return
         path = _path(scope)
         if path.route is Route.TOKEN:
-            await self._token(path, scope, receive, send)
+            await self._recorded(self._token, path, scope, receive, send)
         elif path.route is Route.HOST_TOKEN and self._settings.host_token:
             await self._recorded(self._host_token, path, scope, receive, send)
         else:
             await self._other(path, scope, receive, send)
+
+    def warm(self, scope: Scope) -> Warm | None:
+        """The answer to a request that was answered a moment ago, if it is still good."""
+        if scope["method"] != "GET" or self._header_fault(scope) is not None:
+            return None
+        return self._warm.get(_asked(scope))
+
+    async def send_warm(self, warm: Warm, send: Send) -> None:
+        """Send it, and record it as any other."""
+        began_s = self._clock.monotonic_s()
+        await send(warm.start)
+        await send(warm.body)
+        self._meter.count("nmi_token_cache_count", result="hit")
+        note(warm.record, self._clock.monotonic_s() - began_s, self._meter, self._audit)
 
     async def _recorded(
         self,
@@ -108,19 +122,7 @@ class MetadataEndpoint:
             await send_answer(send, found)
         note(record, self._clock.monotonic_s() - began_s, self._meter, self._audit)
 
-    async def _token(self, path: MetadataPath, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a pod, at once if the same was answered a moment ago."""
-        began_s = self._clock.monotonic_s()
-        fault = self._header_fault(scope)
-        address, query = _address(scope), scope["query_string"]
-        if fault is None and scope["method"] == "GET" and (warm := self._warm.get(address, query)) is not None:
-            await send_answer(send, warm.answer)
-            self._meter.count("nmi_token_cache_count", result="hit")
-            note(warm.record, self._clock.monotonic_s() - began_s, self._meter, self._audit)
-            return
-        await self._recorded(self._cool_token, path, scope, receive, send)
-
-    async def _cool_token(self, scope: Scope, receive: Receive, record: Record) -> Answer | None:
+    async def _token(self, scope: Scope, receive: Receive, record: Record) -> Answer | None:
         """The answer to a pod; None when it did not wait for it."""
         fault = self._header_fault(scope)
         if fault is None and scope["method"] not in _TOKEN_METHODS:
@@ -133,7 +135,7 @@ class MetadataEndpoint:
             _grant(record, granted)
             answer = token_answer(granted.tokens, self._clock.wall_s())
             record.status = answer.status
-            self._warm.put(record.remote, scope["query_string"], Warm(answer, record))
+            self._warm.put(_asked(scope), answer, record)
             return answer
         result = await _while_connected(self._service.answer(record.remote, request), receive)
         if isinstance(result, Granted):
@@ -217,10 +219,18 @@ class _Application(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["type"] == "http" and _path(scope).route is Route.TOKEN:
-            await self._endpoint(scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
+        if scope["type"] == "http":
+            if (warm := self._endpoint.warm(scope)) is not None:
+                await self._endpoint.send_warm(warm, send)
+                return
+            if _path(scope).route is Route.TOKEN:
+                await self._endpoint(scope, receive, send)
+                return
+        await super().__call__(scope, receive, send)
+
+
+def _asked(scope: Scope) -> Asked:
+    return _address(scope), scope["raw_path"], scope["query_string"]
 
 
 def _path(scope: Scope) -> MetadataPath:

@@ -8,40 +8,45 @@ than for each request.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from apps.nmi.answers import Answer
+from apps.nmi.answers import Answer, messages
 from apps.nmi.audit import Record
 from podidentity_core.ports import Clock
 from podidentity_core.services.tokens import TokenService
 
+Asked = tuple[str, bytes, bytes]
+"""What an answer depends on, besides headers: the peer's address, path and query as they were sent."""
+
 
 @dataclass(frozen=True, slots=True)
 class Warm:
-    """An answer, and what to record of it."""
+    """The messages that make an answer, and what to record of it."""
 
-    answer: Answer
+    start: dict[str, Any]
+    body: dict[str, Any]
     record: Record
 
 
 class WarmAnswers:
-    """By the peer's address and the query as it was sent."""
+    """Answers to GET requests for tokens."""
 
     def __init__(self, service: TokenService, clock: Clock) -> None:
         self._service = service
         self._clock = clock
-        self._kept: dict[tuple[str, bytes], Warm] = {}
+        self._kept: dict[Asked, Warm] = {}
         self._version = -1
         self._second = -1
 
-    def get(self, address: str, query: bytes) -> Warm | None:
+    def get(self, asked: Asked) -> Warm | None:
         """Return the answer that is still good."""
         version, second = self._service.version, int(self._clock.wall_s())
         if version != self._version or second != self._second:
             self._version, self._second = version, second
             self._kept.clear()
             return None
-        return self._kept.get((address, query))
+        return self._kept.get(asked)
 
-    def put(self, address: str, query: bytes, warm: Warm) -> None:
+    def put(self, asked: Asked, answer: Answer, record: Record) -> None:
         """Keep an answer that was made after `get` gave none, and without a wait in between."""
-        self._kept[address, query] = warm
+        self._kept[asked] = Warm(*messages(answer), record)
