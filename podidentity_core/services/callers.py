@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from podidentity_core.errors import PodIdentityError
 from podidentity_core.model import Pod
 from podidentity_core.node_view import SYNCED, NodeView, sending_addresses
-from podidentity_core.ports import Clock, PodReader
+from podidentity_core.ports import Clock, Meter, PodReader
 from podidentity_core.reasons import Explanation, Reason, because
 from podidentity_core.services.waiters import Waiters
 
@@ -34,12 +34,14 @@ START_S = 60.0
 class Callers:
     """Tells the pod behind an address."""
 
-    def __init__(self, view: NodeView, waiters: Waiters, reader: PodReader, clock: Clock, node: str) -> None:
+    def __init__(
+        self, node: str, view: NodeView, waiters: Waiters, reader: PodReader, tools: tuple[Clock, Meter]
+    ) -> None:
+        self._node = node
         self._view = view
         self._waiters = waiters
-        self._fresh = FreshPods(reader, clock)
-        self._clock = clock
-        self._node = node
+        self._clock, self._meter = tools
+        self._fresh = FreshPods(reader, self._clock)
 
     async def pod_at(self, address: str) -> Pod | Explanation:
         """Return the pod that *address* belongs to, once everything is known that existed at the start."""
@@ -55,6 +57,8 @@ class Callers:
             return pods[0]
         if pods:
             return because(Reason.AMBIGUOUS_POD, address=address, node=self._node)
+        # The original's name for it, five times a request (pkg/k8s/client.go:146): alerts ask whether it is above 0.
+        self._meter.count("kubernetes_api_operations_errors_count", operation_type="get_pod_list")
         return because(Reason.UNKNOWN_POD, address=address, node=self._node)
 
     async def _has_read(self) -> bool:

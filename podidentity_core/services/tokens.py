@@ -77,7 +77,7 @@ class TokenService:
         self._view = NodeView()
         self._cache = TokenCache(ports.clock, ports.meter, longest_s=settings.longest_kept_s)
         self._waiters = Waiters(ports.clock, ports.meter)
-        self._callers = Callers(self._view, self._waiters, ports.pods, ports.clock, settings.node)
+        self._callers = Callers(settings.node, self._view, self._waiters, ports.pods, (ports.clock, ports.meter))
 
     @property
     def synced(self) -> bool:

@@ -299,6 +299,7 @@ async def test_an_unknown_address_is_refused_after_a_moment(node: Node) -> None:
     answer = await node.ask(address="10.0.0.99", within_s=1.2)
 
     assert answer == Denied(because(Reason.UNKNOWN_POD, address="10.0.0.99", node="node-1"))
+    assert node.meter.counts["kubernetes_api_operations_errors_count:get_pod_list"] == 1
 
 
 async def test_a_pod_that_becomes_known_meanwhile_is_served_at_once(node: Node) -> None:
