@@ -118,8 +118,8 @@ class Output(logging.Handler):
 def direct(place: str) -> Callable[[int, str], None]:
     """Return a way to write lines, of a level and with a message, that come thousands of times a second.
 
-    Call it after `setup`. The lines look as if *place* (`file.py:line`) had logged them, at a tenth of the cost: there
-    is no search for the caller, no record, and no write for each.
+    Call it after `setup`. A message must be what `one_line` makes of it. The lines look as if *place* (`file.py:line`)
+    had logged them, at a tenth of the cost: there is no search for the caller, no record, and no write for each.
     """
     (output,) = (handler for handler in logging.getLogger().handlers if isinstance(handler, Output))
 
@@ -145,6 +145,7 @@ class TextFormatter(logging.Formatter):
         if record.exc_info and (error := record.exc_info[1]):
             message = f"{message.rstrip()}: {_named(error)}"
         place = _place(record) if self._options.with_directory else record.filename
+        message = one_line(message)
         line = self.line(record.levelno, record.created, f"{place}:{record.lineno}", message, record.process)
         if record.exc_info and self._options.verbosity >= _TRACEBACKS_FROM_V:
             line = f"{line}\n{self.formatException(record.exc_info)}"
@@ -152,7 +153,6 @@ class TextFormatter(logging.Formatter):
 
     def line(self, level: int, created_s: float, place: str, message: str, process: int | None = None) -> str:
         """Return the line of a *message* logged at *place* (`file.py:line`) at wall time *created_s*, by us."""
-        message = _one_line(message)
         if not self._options.with_headers:
             return message
         letter = _INFO[1] if level == logging.INFO else _severity(level)[1]
@@ -225,7 +225,7 @@ def _named(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}{raised}"
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Escape what would end the line or change the terminal: texts from pods must not forge lines."""
     text = text.rstrip("\n")
     if text.isprintable():

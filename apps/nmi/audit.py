@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
+from apps.klog import one_line
 from podidentity_core.model import Identity, Pod
 from podidentity_core.ports import Meter
 from podidentity_core.reasons import Explanation
@@ -57,7 +58,7 @@ def note(record: Record, took_s: float, meter: Meter, write: Write) -> None:
     )
     if record.why is not None:
         meter.count("nmi_refused_requests_count", namespace=namespace, reason=record.why.code)
-    record.told = told = record.told or _told(record)
+    record.told = told = record.told or one_line(_told(record))
     write(logging.INFO if status == 200 else logging.ERROR, f"status ({status}) took {took_s * 1e9:.0f} ns for {told}")
 
 

@@ -15,6 +15,9 @@ from apps.nmi.audit import Record
 from podidentity_core.ports import Clock
 from podidentity_core.services.tokens import TokenService
 
+_MOST_KEPT = 1024
+"""A pod can spell one request in any number of ways; what goes beyond is answered as if it were not asked again."""
+
 Asked = tuple[str, bytes, bytes]
 """What an answer depends on, besides headers: the peer's address, path and query as they were sent."""
 
@@ -49,4 +52,5 @@ class WarmAnswers:
 
     def put(self, asked: Asked, answer: Answer, record: Record) -> None:
         """Keep an answer that was made after `get` gave none, and without a wait in between."""
-        self._kept[asked] = Warm(*messages(answer), record)
+        if len(self._kept) < _MOST_KEPT:
+            self._kept[asked] = Warm(*messages(answer), record)

@@ -1,159 +1,86 @@
-"""NMI as a process with 110 pods and warm tokens, its log going to a file; beside it an empty application."""
+"""NMI beside an empty application on the same server: what a request costs each of them, and how many they answer."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import sys
-import tempfile
-from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Iterator, Mapping
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from apps.sandbox.options import SandboxOptions, identity_id
-from apps.sandbox.sandbox import Sandbox
+from tests.bench import nmi_cold, nmi_memory, processes
 from tests.bench.figures import Figure
-from tests.bench.load import ADDRESSES
+from tests.bench.load import Job
+from tests.bench.measuring import Clients, InTurn, Server, clients, in_turn
+from tests.bench.node import CRDS, IDENTITIES, WARM, Node, made_object, node
+from tests.bench.processes import CLIENTS_CORE, SERVERS_CORE, pinned, program
 
-TOKEN = "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://management.azure.com/"
-CRDS = tuple(sorted((Path(__file__).parents[2] / "deploy/chart/crds").glob("*.yaml")))
-SECONDS = 3.0
-CASES = ((1, "keep-alive"), (16, "keep-alive"), (64, "keep-alive"), (16, "close"))
+__all__ = ["CRDS", "made_object", "program", "pss_mb", "run"]  # all but the last for MIC's benchmark
+
+PODS = (110, 1000)
+SECONDS = 0.3
+CASES = tuple(Job(0, WARM, number, close, SECONDS) for close in (False, True) for number in (1, 16, 64))
+ROUNDS = 7
 ORIGINAL_PER_S = 2070
-"""The best figure of the original on such a machine, with 16 connections (docs/architecture.md)."""
-
-
-@dataclass(frozen=True)
-class Load:
-    """What the clients saw, and what the server spent on each request."""
-
-    per_s: float
-    p99_ms: float
-    cpu_us: float
+"""The best figure of the original on such a machine, with 16 connections (docs/performance.md)."""
 
 
 def run() -> list[Figure]:
-    """Measure; takes about half a minute."""
-    return asyncio.run(_run())
+    """Measure; takes about three minutes."""
+    with pinned(CLIENTS_CORE):  # the sandbox's metadata service must not take NMI's core
+        return asyncio.run(_run())
 
 
 async def _run() -> list[Figure]:
-    async with _nmi() as (nmi, port), _empty() as (empty, empty_port):
-        await _load(nmi, port, 64, "keep-alive", seconds=0.5)  # fetches the token
-        figures: list[Figure] = []
-        for connections, kind in CASES:
-            ours = await _load(nmi, port, connections, kind)
-            floor = await _load(empty, empty_port, connections, kind)
-            figures += _figures(f"{connections} x {kind}", ours, floor)
-        figures.append(Figure("NMI memory (PSS), 110 pods, after load", pss_mb(nmi), "MB", "< 75"))
-        return figures
+    figures: list[Figure] = []
+    async with clients() as asking, _empty() as empty:
+        for pods in PODS:
+            async with node(pods) as measured:
+                figures += await _one_node(asking, measured, empty)
+        figures.append(await nmi_memory.answered(asking))
+    return [*figures, await nmi_memory.kept()]
 
 
-def _figures(case: str, ours: Load, floor: Load) -> Iterator[Figure]:
-    aimed = case == "16 x keep-alive"
-    note = f"empty app: {floor.per_s:,.0f}; p99 {ours.p99_ms:.1f} ms"
-    yield Figure(f"warm tokens a second, {case}", ours.per_s, "/s", f">= {10 * ORIGINAL_PER_S}" if aimed else "", note)
-    if aimed:
-        yield Figure(f"99th percentile, {case}", ours.p99_ms, "ms", "< 5")
-    ratio = f"{ours.cpu_us / floor.cpu_us:.2f} times the empty app's {floor.cpu_us:.0f} us"
-    yield Figure(f"CPU for a token, {case}", ours.cpu_us, "us", "< 150" if aimed else "", ratio)
+async def _one_node(asking: Clients, measured: Node, empty: Server) -> list[Figure]:
+    usual = measured.pods == PODS[0]
+    figures = await _warm(asking, measured, empty)
+    figures += await nmi_cold.measure(asking, measured, empty, (0.0, nmi_cold.SLOW_S) if usual else (nmi_cold.SLOW_S,))
+    figures.append(await nmi_cold.one_key(asking, measured))
+    if usual:
+        figures.append(await nmi_cold.meanwhile(asking, measured))
+    figures.append(nmi_memory.after_load(measured))
+    if usual:
+        figures.append(await nmi_memory.refused(asking, measured))
+    return figures
 
 
-async def _load(server: Process, port: int, connections: int, kind: str, seconds: float = SECONDS) -> Load:
-    before_s = _cpu_s(server)
-    argv = ("-m", "tests.bench.load", str(port), TOKEN, str(connections), str(seconds), kind)
-    client = await asyncio.create_subprocess_exec(sys.executable, *argv, stdout=PIPE)
-    out, _ = await client.communicate()
-    if client.returncode:
-        raise RuntimeError(f"the clients failed: {out.decode()}")
-    seen: dict[str, Any] = json.loads(out)
-    return Load(seen["per_s"], seen["p99_ms"], (_cpu_s(server) - before_s) / seen["requests"] * 1e6)
+async def _warm(asking: Clients, measured: Node, empty: Server) -> list[Figure]:
+    await asking.load(measured.server, Job(0, WARM, IDENTITIES, requests=IDENTITIES))  # fetches each identity's token
+    figures: list[Figure] = []
+    for case in CASES:
+        job = measured.job(case)
+        runs = await in_turn(asking, {"nmi": measured.server, "empty": empty}, job, ROUNDS)
+        figures += _figures(measured.case(job), runs, aimed=job.connections == 16 and not job.close)
+    return figures
 
 
-@asynccontextmanager
-async def _nmi() -> AsyncIterator[tuple[Process, int]]:
-    with tempfile.TemporaryFile() as log:
-        async with Sandbox(SandboxOptions(crds=CRDS, run_pods=False)) as sandbox:
-            _fill(sandbox)
-            node = sandbox.options.nodes[0].name
-            host, _, metadata_port = sandbox.imds_urls[node].removeprefix("http://").partition(":")
-            flags = (
-                *(f"--node={node}", "--nmi-port=0", "--http-probe-port=0", "--prometheus-port=0"),
-                *(f"--metadata-ip={host}", f"--metadata-port={metadata_port}"),
-                *("--interception=false", "--allow-network-plugin-kubenet"),
-            )
-            environ = {**os.environ, **sandbox.client_environment}
-            async with program(("-m", "apps.nmi", *flags), environ, stderr=log) as process:
-                yield process, await _port_in(log.fileno())
+def _figures(case: str, runs: InTurn, *, aimed: bool) -> Iterator[Figure]:
+    ours, floor = runs.median("nmi"), runs.median("empty")
+    note = f"empty app {floor.seen.per_s:,.0f}/s; NMI {ours.busy:.0%} busy"
+    yield Figure(f"warm, {case}", ours.seen.per_s, "/s", f">= {10 * ORIGINAL_PER_S}" if aimed else "", note)
+    note = f"p50 {ours.seen.p50_ms:.2f} ms; empty app {floor.seen.p50_ms:.2f} and {floor.seen.p99_ms:.2f} ms"
+    yield Figure("  99th percentile", ours.seen.p99_ms, "ms", "< 5" if aimed else "", note)
+    note = f"{ours.cpu_us:.0f} us, empty app {floor.cpu_us:.0f} us"
+    yield Figure("  CPU, empty app = 1", runs.cpu_ratio("nmi", "empty"), "x", "<= 1.5", note)
 
 
 @asynccontextmanager
-async def _empty() -> AsyncIterator[tuple[Process, int]]:
-    async with program(("-m", "tests.bench.empty"), os.environ, stdout=PIPE) as process:
+async def _empty() -> AsyncIterator[Server]:
+    async with program(("-m", "tests.bench.empty"), os.environ, core=SERVERS_CORE, stdout=PIPE) as process:
         assert process.stdout is not None
-        yield process, int(await process.stdout.readline())
+        yield Server(process.pid, int(await process.stdout.readline()))
 
 
-@asynccontextmanager
-async def program(argv: tuple[str, ...], environ: Mapping[str, str], **streams: Any) -> AsyncIterator[Process]:
-    """A Python program, which ends with the context."""
-    process = await asyncio.create_subprocess_exec(sys.executable, *argv, env=dict(environ), stdin=DEVNULL, **streams)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        await process.wait()
-
-
-async def _port_in(log: int) -> int:
-    async with asyncio.timeout(20):
-        while True:
-            for line in os.pread(log, 65536, 0).decode().splitlines():
-                if "listening on" in line:
-                    return int(line.rpartition(":")[2])
-            await asyncio.sleep(0.05)  # the log is a file, which tells nobody that it grows
-
-
-def _fill(sandbox: Sandbox) -> None:
-    """Let there be 110 pods with an assigned identity."""
-    node = sandbox.options.nodes[0]
-    made = sandbox.azure.add_identity(identity_id("bench"))
-    sandbox.azure.attach(node.host_id, [made.resource_id])
-    reference = {
-        "azureIdentityRef": made_object(
-            "AzureIdentity", "bench", resourceID=made.resource_id, clientID=made.principal.client_id
-        ),
-        "azureBindingRef": made_object("AzureIdentityBinding", "bench", azureIdentity="bench", selector="bench"),
-    }
-    for number in range(1, ADDRESSES + 1):
-        name, address = f"pod-{number}", f"127.1.0.{number}"
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"}}
-        spec = {"nodeName": node.name, "containers": [{"name": "main", "image": "none"}]}
-        status = {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]}
-        sandbox.cluster.create({**pod, "spec": spec, "status": status})
-        assignment = made_object(
-            "AzureAssignedIdentity", name, **reference, pod=name, podNamespace="default", nodename=node.name
-        )
-        assignment["metadata"]["labels"] = {"nodename": node.name}
-        sandbox.cluster.create({**assignment, "status": {"status": "Assigned", "availableReplicas": 1}})
-
-
-def made_object(kind: str, name: str, **spec: Any) -> dict[str, Any]:
-    """An object of one of the four kinds."""
-    metadata = {"name": name, "namespace": "default"}
-    return {"apiVersion": "aadpodidentity.k8s.io/v1", "kind": kind, "metadata": metadata, "spec": spec}
-
-
-def _cpu_s(process: Process) -> float:
-    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def pss_mb(process: Process) -> float:
-    """The memory of *process*, with its share of what it shares."""
-    lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+def pss_mb(process: asyncio.subprocess.Process) -> float:
+    """Return the memory of *process* in MiB, with its share of what it shares."""
+    return processes.pss_mb(process.pid)
