@@ -89,7 +89,7 @@ def interceptor(config: NmiConfig, port: int, nmi: Nmi) -> Interceptor:
     """Build what brings pods' requests to *port*, on which NMI listens already."""
     redirect = Redirect(config.metadata_address, config.metadata_port, config.listen_address, port)
     interception = Interception(redirect, config.rule_interval_s, config.delete_conntrack)
-    return Interceptor(interception, Iptables(), nmi.clock, random.random)
+    return Interceptor(interception, Iptables(redirect.family), nmi.clock, random.random, nmi.service.addresses)
 
 
 def _endpoint(config: NmiConfig) -> str:

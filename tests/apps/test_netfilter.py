@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 
 import pytest
@@ -242,7 +242,8 @@ def test_listening_on_every_address_means_that_loopback_is_the_target() -> None:
     [
         (("imds", 80, "127.0.0.1", 2579), "--metadata-ip"),
         (("169.254.169.254/32", 80, "127.0.0.1", 2579), "--metadata-ip"),
-        (("::1", 80, "127.0.0.1", 2579), "--metadata-ip"),
+        (("fe80::a9fe:a9fe%eth0", 80, "fd00::4", 2579), "--metadata-ip: .* write fe80::a9fe:a9fe$"),
+        (("::ffff:169.254.169.254", 80, "fd00::4", 2579), "--metadata-ip: .* write 169.254.169.254$"),
         (("169.254.169.254", 0, "127.0.0.1", 2579), "--metadata-port"),
         (("169.254.169.254", 80, "localhost\n-F", 2579), "--nmi-listen-address"),
         (("169.254.169.254", 80, "127.0.0.1", 65536), "--nmi-port"),
@@ -255,6 +256,59 @@ def test_what_no_rule_can_be_written_from_is_refused_by_the_flags_name(
         Redirect(*arguments)
 
 
+REDIRECT6 = Redirect("fd00:ec2::254", 80, "fd00:10::4", 2579)
+WHOLE6 = listing(
+    JUMP,
+    "-N aad-metadata",
+    "-A aad-metadata ! -s ::1/128 -d fd00:ec2::254/128 -p tcp -m tcp --dport 80"
+    " -j DNAT --to-destination [fd00:10::4]:2579",
+    RETURN,
+)
+
+
+def test_for_an_ipv6_metadata_address_the_rules_are_the_same_in_ipv6() -> None:
+    assert applied(installation("", REDIRECT6), "") == WHOLE6
+    assert (REDIRECT6.family, REDIRECT6.source) == (6, "[fd00:ec2::254]:80")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("fd00:ec2::254/128", "fd00:ec2:0::254"),
+        ("[fd00:10::4]", "[fd00:10:0::4]"),
+        ("::1/128", "0:0::1/128"),
+    ],
+)
+def test_how_an_ipv6_address_is_written_does_not_count(old: str, new: str) -> None:
+    assert verdict(WHOLE6.replace(old, new), REDIRECT6) == Intact()
+    assert verdict(WHOLE6, Redirect("FD00:EC2:0:0::254", 80, "fd00:10:0::0004", 2579)) == Intact()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("::1/128", "::2/128"), ("fd00:ec2::254", "fd00:ec2::255"), ("[fd00:10::4]", "[fd00:10::5]"), (":2579", ":2580")],
+)
+def test_another_ipv6_address_is_damage(old: str, new: str) -> None:
+    assert isinstance(verdict(WHOLE6.replace(old, new), REDIRECT6), Damaged)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "target", "remedy"),
+    [
+        ("fd00:ec2::254", "127.0.0.1", "give an IPv6 address of this node"),
+        ("169.254.169.254", "fd00:10::4", "give an IPv4 address of this node"),
+        ("fd00:ec2::254", "::1", "give an IPv6 address of this node that is"),
+        ("fd00:ec2::254", "::", "give an IPv6 address of this node that is"),
+        ("fd00:ec2::254", "fe80::4", "give an IPv6 address of this node that is"),
+    ],
+)
+def test_an_address_that_the_redirect_cannot_lead_to_is_refused_with_the_remedy(
+    metadata: str, target: str, remedy: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=f"^--nmi-listen-address: .*{target}.*: {remedy}"):
+        Redirect(metadata, 80, target, 2579)
+
+
 class FakeFirewall:
     """A nat table in memory. *failures* are raised by the next calls, one each."""
 
@@ -262,8 +316,10 @@ class FakeFirewall:
         self.saved = saved or listing(*OTHERS)
         self.failures: list[PodIdentityError] = []
         self.restored = 0
-        self.flows_forgotten = 0
+        self.pods_with_older_flows: list[int] = []
+        self.flow_problem = ""
         self.route_problem = ""
+        self.pods_asked_for: Collection[str] = ()
         self.forgets_what_it_is_told = False
 
     async def listing(self) -> str:
@@ -276,12 +332,13 @@ class FakeFirewall:
         if not self.forgets_what_it_is_told:
             self.saved = applied(transaction, self.saved)
 
-    async def forget_flows(self, redirect: Redirect) -> None:
-        if self.failures:
-            raise self.failures.pop(0)
-        self.flows_forgotten += 1
+    async def forget_flows(self, redirect: Redirect) -> int:
+        if self.flow_problem:
+            raise RefusedError(self.flow_problem)
+        return self.pods_with_older_flows.pop(0) if self.pods_with_older_flows else 0
 
-    def ensure_route_localnet(self) -> None:
+    def ensure_route_localnet(self, pod_addresses: Collection[str]) -> None:
+        self.pods_asked_for = pod_addresses
         if self.route_problem:
             raise RefusedError(self.route_problem)
 
@@ -315,11 +372,15 @@ class SteppedClock:
 
 @asynccontextmanager
 async def running(
-    firewall: FakeFirewall, *, forget_flows: bool = False, redirect: Redirect = REDIRECT
-) -> AsyncIterator[tuple[Interceptor, SteppedClock, Callable[[], float]]]:
+    firewall: FakeFirewall,
+    *,
+    forget_flows: bool = False,
+    redirect: Redirect = REDIRECT,
+    pod_addresses: Callable[[], Collection[str]] = tuple,
+) -> AsyncIterator[tuple[Interceptor, SteppedClock, float]]:
     clock = SteppedClock()
     interception = Interception(redirect, interval_s=60, forget_flows=forget_flows)
-    interceptor = Interceptor(interception, firewall, clock, lambda: 0.5)
+    interceptor = Interceptor(interception, firewall, clock, lambda: 0.5, pod_addresses)
     task = asyncio.create_task(interceptor.run())
     try:
         yield interceptor, clock, await clock.round()
@@ -351,32 +412,45 @@ def test_nothing_is_ready_before_the_first_look() -> None:
 async def test_rules_of_an_earlier_run_are_taken_over_unchanged() -> None:
     firewall = FakeFirewall(WHOLE)
 
-    async with running(firewall, forget_flows=True) as (interceptor, _, _):
+    async with running(firewall) as (interceptor, _, _):
         assert interceptor.ready
 
     assert firewall.restored == 0
-    assert firewall.flows_forgotten == 1
 
 
-async def test_damage_is_repaired_at_the_next_look_and_older_connections_cut_again() -> None:
+async def test_damage_is_repaired_at_the_next_look() -> None:
     firewall = FakeFirewall()
 
-    async with running(firewall, forget_flows=True) as (interceptor, clock, _):
+    async with running(firewall) as (interceptor, clock, _):
         firewall.saved = listing(KUBE, JUMP, DOCKER, "-N aad-metadata", RETURN)
         assert await clock.next_round() == 60
         assert interceptor.ready
 
     assert firewall.saved == WHOLE
-    assert firewall.flows_forgotten == 2
+
+
+async def test_older_connections_are_looked_for_each_time_and_soon_again_after_some_were_cut(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    firewall = FakeFirewall(WHOLE)
+    firewall.pods_with_older_flows = [3, 1, 0, 0, 2]
+
+    async with running(firewall, forget_flows=True) as (interceptor, clock, first_s):
+        assert interceptor.ready  # the rules are in place: new connections come to NMI
+        delays = [first_s] + [await clock.next_round() for _ in range(4)]
+
+    assert delays == [0.75, 1.5, 60, 60, 0.75]
+    assert "deleting conntrack entries for 169.254.169.254:80: connections of 3 pods bypassed NMI" in caplog.text
 
 
 async def test_connections_are_left_alone_unless_asked_for() -> None:
     firewall = FakeFirewall()
+    firewall.pods_with_older_flows = [1]
 
     async with running(firewall):
         pass
 
-    assert firewall.flows_forgotten == 0
+    assert firewall.pods_with_older_flows == [1]
 
 
 async def test_failures_back_off_with_jitter_and_end_with_the_first_success(
@@ -411,6 +485,18 @@ async def test_without_route_localnet_rules_are_in_place_but_nmi_is_not_ready() 
         assert interceptor.ready
 
 
+async def test_the_pods_that_are_known_at_each_look_must_be_able_to_come_in() -> None:
+    firewall = FakeFirewall()
+    pods = ["10.244.0.7"]
+
+    async with running(firewall, pod_addresses=lambda: tuple(pods)) as (_, clock, _):
+        assert firewall.pods_asked_for == ("10.244.0.7",)
+        pods.append("10.244.0.8")
+        await clock.next_round()
+
+    assert firewall.pods_asked_for == ("10.244.0.7", "10.244.0.8")
+
+
 async def test_a_target_outside_loopback_needs_no_route_localnet() -> None:
     firewall = FakeFirewall()
     firewall.route_problem = "never asked for"
@@ -419,19 +505,30 @@ async def test_a_target_outside_loopback_needs_no_route_localnet() -> None:
         assert i.ready
 
 
-async def test_connections_that_could_not_be_cut_are_cut_at_the_next_attempt() -> None:
+async def test_older_connections_are_looked_for_only_once_the_rules_are_in_place() -> None:
     firewall = FakeFirewall(WHOLE)
+    firewall.pods_with_older_flows = [1]
 
     async with running(firewall, forget_flows=True) as (interceptor, clock, _):
         firewall.saved = listing(*OTHERS)
         firewall.forgets_what_it_is_told = True
-        assert await clock.next_round() == 0.75
+        firewall.pods_with_older_flows = [1]
+        await clock.next_round()
         assert "written but are not in order" in interceptor.reason
+        assert firewall.pods_with_older_flows == [1]
         firewall.forgets_what_it_is_told = False
         await clock.next_round()
         assert interceptor.ready
 
-    assert firewall.flows_forgotten == 2
+    assert firewall.pods_with_older_flows == []
+
+
+async def test_connections_that_could_not_be_cut_are_a_reason() -> None:
+    firewall = FakeFirewall(WHOLE)
+    firewall.flow_problem = "the program conntrack is not on PATH"
+
+    async with running(firewall, forget_flows=True) as (interceptor, _, delay_s):
+        assert (delay_s, interceptor.reason) == (0.75, "the program conntrack is not on PATH")
 
 
 async def test_removal_restores_the_table_and_ends_readiness() -> None:

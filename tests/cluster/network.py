@@ -14,6 +14,9 @@ BRIDGE_ADDRESS = "10.244.0.1"
 POD_PREFIX = "10.244.0."
 NODE_ADDRESS = "10.240.0.4"
 METADATA_ADDRESS = "169.254.169.254"
+METADATA_ADDRESS_6 = "fd00:ec2::254"
+NODE_ADDRESS_6 = "fd00:244::1"
+POD_PREFIX_6 = "fd00:244::"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +31,10 @@ def create_node_network() -> None:
     """Give the node its bridge, its address and the metadata address, both on `lo`."""
     run("ip", "address", "add", f"{NODE_ADDRESS}/32", "dev", "lo")
     run("ip", "address", "add", f"{METADATA_ADDRESS}/32", "dev", "lo")
+    run("ip", "address", "add", f"{METADATA_ADDRESS_6}/128", "dev", "lo", "nodad")
     run("ip", "link", "add", BRIDGE, "type", "bridge")
     run("ip", "address", "add", f"{BRIDGE_ADDRESS}/24", "dev", BRIDGE)
+    run("ip", "address", "add", f"{NODE_ADDRESS_6}/64", "dev", BRIDGE, "nodad")
     run("ip", "link", "set", BRIDGE, "up")
 
 
@@ -47,6 +52,15 @@ def connect_pod(namespace: str, address: str) -> PodNetwork:
     return PodNetwork(namespace, address)
 
 
+def connect_ipv6(pod: PodNetwork) -> str:
+    """Give a connected pod an IPv6 address too, with the same last number, and return it."""
+    inside = ("ip", "-n", pod.namespace)
+    address = POD_PREFIX_6 + pod.address.removeprefix(POD_PREFIX)
+    run(*inside, "address", "add", f"{address}/64", "dev", "eth0", "nodad")
+    run(*inside, "route", "add", "default", "via", NODE_ADDRESS_6)
+    return address
+
+
 def disconnect_pod(pod: PodNetwork) -> None:
     """Remove the pod's namespace and, at once, its link: the address may be used again when this returns."""
     run("ip", "link", "delete", "veth" + pod.address.removeprefix(POD_PREFIX))
@@ -54,7 +68,8 @@ def disconnect_pod(pod: PodNetwork) -> None:
 
 
 def reset_redirections() -> None:
-    """Remove what a program that was killed left in the NAT table, and forget the connections that it redirected."""
-    for change in ("--flush", "--delete-chain"):
-        run("iptables", "--wait", "--table", "nat", change)
+    """Remove what NMI left in the NAT tables, and forget the connections that it redirected."""
+    for program in ("iptables", "ip6tables"):
+        for change in ("--flush", "--delete-chain"):
+            run(program, "--wait", "--table", "nat", change)
     run("conntrack", "--flush")

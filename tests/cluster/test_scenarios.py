@@ -5,7 +5,6 @@ import time
 
 from tests.cluster.azure import AzureSide
 from tests.cluster.cluster import Cluster, Object
-from tests.cluster.isolation import run
 from tests.cluster.kubelet import Kubelet
 from tests.cluster.programs import Programs, answer_of, binding, identity, pod
 from tests.cluster.waiting import until
@@ -103,16 +102,6 @@ def test_another_mic_takes_over_from_a_killed_leader(
     assert time.monotonic() - killed_at_s > 1  # not while the lease of the dead one might be renewed
     assert answer_of(client)["claims"]["xms_mirid"] == demo
     assert assignments(cluster) == {"demo": "Assigned"}
-
-
-def test_an_orderly_end_removes_the_rules(programs: Programs) -> None:
-    nmi = programs.start_nmi()
-    nmi.wait_for_line("in order")
-    assert "aad-metadata" in run("iptables", "--wait", "-t", "nat", "-S")
-
-    assert nmi.stop() == 0
-
-    assert "aad-metadata" not in run("iptables", "--wait", "-t", "nat", "-S")
 
 
 def test_a_killed_nmi_keeps_pods_from_the_nodes_own_metadata(

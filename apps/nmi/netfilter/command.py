@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -39,12 +40,7 @@ async def run(*command: str, stdin: str = "", deadline_s: float) -> Finished:
     that was started outlives the call, also when it is cancelled.
     """
     try:
-        # A session of its own: whatever the program starts is ended with it, and a Ctrl-C in the terminal that meets
-        # NMI does not end a half-done command.
-        with _readable(stdin) as source:
-            process = await asyncio.create_subprocess_exec(
-                *command, stdin=source, stdout=PIPE, stderr=PIPE, start_new_session=True
-            )
+        process = await _started(command, stdin)
     except FileNotFoundError as error:
         raise RefusedError(f"the program {command[0]} is not on PATH: install it in the image") from error
     except OSError as error:
@@ -53,10 +49,28 @@ async def run(*command: str, stdin: str = "", deadline_s: float) -> Finished:
         async with asyncio.timeout(deadline_s):
             out, err = await process.communicate()
     except TimeoutError as error:
-        raise TransientError(f"{command[0]} did not finish within {deadline_s:g} s and was ended") from error
-    finally:
         await _end(process)
+        raise TransientError(f"{command[0]} did not finish within {deadline_s:g} s and was ended") from error
+    except asyncio.CancelledError:
+        await _end(process)
+        raise
     return Finished(command[0], process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace"))
+
+
+async def _started(command: Sequence[str], stdin: str) -> Process:
+    with _readable(stdin) as source:
+        # A session of its own: whatever the program starts is ended with it, and a Ctrl-C in the terminal that meets
+        # NMI does not end a half-done command.
+        starting = asyncio.create_task(
+            asyncio.create_subprocess_exec(*command, stdin=source, stdout=PIPE, stderr=PIPE, start_new_session=True)
+        )
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # Cancelled half-way, the start would leave behind what the program has started already.
+            with contextlib.suppress(OSError):
+                await _end(await starting)
+            raise
 
 
 def _readable(text: str) -> BinaryIO:
@@ -68,8 +82,7 @@ def _readable(text: str) -> BinaryIO:
 
 
 async def _end(process: Process) -> None:
-    if process.returncode is not None:
-        return
+    """End *process* and all that it started, which may still run when the process itself has ended."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     await process.wait()

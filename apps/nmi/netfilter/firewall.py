@@ -1,17 +1,21 @@
 """The node's iptables and conntrack, through the programs of those names.
 
 There are two back ends in the kernel, and rules belong where kube-proxy and the kubelet keep theirs. Their programs are
-`iptables-nft` and `iptables-legacy`; plain `iptables` is one of the two, as the image's maker chose.
+`iptables-nft` and `iptables-legacy`; plain `iptables` is one of the two, as the image's maker chose. For IPv6 there is
+another set of tables, and `ip6tables` with its two back ends.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apps.nmi.netfilter.command import Finished, run
-from apps.nmi.netfilter.route_localnet import CONF, ensure_route_localnet
+from apps.nmi.netfilter.flows import bypassing, pods_in
+from apps.nmi.netfilter.route_localnet import ensure_route_localnet
+from apps.nmi.netfilter.routing import read_routing
 from apps.nmi.netfilter.rules import CHAIN, Redirect
 from podidentity_core.errors import PermissionRefused, PodIdentityError, TransientError
 
@@ -30,10 +34,11 @@ _NO_SUCH_CHAIN = 1
 class Iptables:
     """The nat table of this network namespace. Every method may raise a `PodIdentityError` that says what failed."""
 
-    def __init__(self, *, deadline_s: float = 2 * _LOCK_WAIT_S, conf: Path = CONF) -> None:
-        """*deadline_s* bounds each program's run; it must leave room for the wait for the lock."""
+    def __init__(self, family: int, *, deadline_s: float = 2 * _LOCK_WAIT_S, proc: Path = Path("/proc")) -> None:
+        """*family* is 4 or 6. *deadline_s* bounds each program's run; it must leave room for the wait for the lock."""
+        self._plain = "iptables" if family == 4 else "ip6tables"
         self._deadline_s = deadline_s
-        self._conf = conf
+        self._proc = proc
         self._program: str | None = None  # found out at first use, and again after a failure
 
     async def listing(self) -> str:
@@ -50,22 +55,30 @@ class Iptables:
         program = await self._chosen()
         await self._checked(f"{program}-restore", "-w", str(_LOCK_WAIT_S), "--noflush", stdin=transaction)
 
-    async def forget_flows(self, redirect: Redirect) -> None:
-        """Cut connections to the metadata address that do not go through the redirect.
+    async def forget_flows(self, redirect: Redirect) -> int:
+        """Cut connections of pods to the metadata address that bypass the redirect; return how many pods had some.
 
-        They are older than the rules, and the kernel asks the rules for the first packet of a connection only. Those
-        that NMI answers have another source in their replies: they are left alone, so that a restart cuts no request.
+        See `flows` for which these are.
         """
-        destination = ("-d", redirect.metadata_ip, "--dport", str(redirect.metadata_port))
-        command = ("conntrack", "-D", "-p", "tcp", *destination, "--reply-src", redirect.metadata_ip)
-        finished = await run(*command, deadline_s=self._deadline_s)
+        own = read_routing(self._proc).own
+        cut = 0
+        for selection in bypassing(redirect):
+            listed = await self._conntrack("-L", *selection.arguments)
+            for pod in pods_in(listed.out, selection, own):
+                await self._conntrack("-D", *selection.arguments, selection.pod_option, str(pod))
+                cut += 1
+        return cut
+
+    async def _conntrack(self, *arguments: str) -> Finished:
+        finished = await run("conntrack", *arguments, deadline_s=self._deadline_s)
         # With nothing to delete, conntrack prints this and exits with 1, as it does for every failure.
         if finished.status != 0 and "0 flow entries" not in finished.err:
             raise _failure(finished)
+        return finished
 
-    def ensure_route_localnet(self) -> None:
+    def ensure_route_localnet(self, pod_addresses: Collection[str]) -> None:
         """See `route_localnet.ensure_route_localnet`."""
-        ensure_route_localnet(self._conf)
+        ensure_route_localnet(pod_addresses, self._proc)
 
     async def _iptables(self, *arguments: str, accept: tuple[int, ...] = (0,)) -> Finished:
         program = await self._chosen()
@@ -90,11 +103,11 @@ class Iptables:
     async def _detected(self) -> str:
         # kubelet and kube-proxy each keep a chain in table mangle, which is small. The legacy program must not name a
         # table, since that would create it; without a name it saves those that exist.
-        if await self._has_kube_chains("iptables-nft-save", "-t", "mangle"):
-            return "iptables-nft"
-        if await self._has_kube_chains("iptables-legacy-save"):
-            return "iptables-legacy"
-        return "iptables"
+        if await self._has_kube_chains(f"{self._plain}-nft-save", "-t", "mangle"):
+            return f"{self._plain}-nft"
+        if await self._has_kube_chains(f"{self._plain}-legacy-save"):
+            return f"{self._plain}-legacy"
+        return self._plain
 
     async def _has_kube_chains(self, *command: str) -> bool:
         try:

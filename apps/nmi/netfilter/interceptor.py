@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,12 +31,12 @@ class Firewall(Protocol):
         """Apply a transaction in the form of `iptables-restore --noflush`, whole or not at all."""
         ...
 
-    async def forget_flows(self, redirect: Redirect) -> None:
-        """Cut connections to the metadata address that bypass the redirect; having none to cut is success."""
+    async def forget_flows(self, redirect: Redirect) -> int:
+        """Cut pods' connections to the metadata address that bypass the redirect; return how many pods had some."""
         ...
 
-    def ensure_route_localnet(self) -> None:
-        """Make sure that the kernel accepts packets from outside for a loopback address."""
+    def ensure_route_localnet(self, pod_addresses: Collection[str]) -> None:
+        """Make sure that the kernel accepts packets of these pods, if any are known, for a loopback address."""
         ...
 
 
@@ -63,15 +63,23 @@ class Interceptor:
     """
 
     def __init__(
-        self, interception: Interception, firewall: Firewall, clock: Clock, random: Callable[[], float]
+        self,
+        interception: Interception,
+        firewall: Firewall,
+        clock: Clock,
+        random: Callable[[], float],
+        pod_addresses: Callable[[], Collection[str]] = tuple,
     ) -> None:
-        """*random* returns a number from 0 up to 1; it spreads the retries of many nodes."""
+        """*random* returns a number from 0 up to 1; it spreads the retries of many nodes.
+
+        *pod_addresses* returns those of the node's pods that are known; the node's own address may be among them.
+        """
         self._interception = interception
         self._firewall = firewall
         self._clock = clock
         self._random = random
+        self._pod_addresses = pod_addresses
         self._reason = "the iptables rules have not been checked yet"
-        self._flows_are_old = interception.forget_flows
 
     @property
     def ready(self) -> bool:
@@ -85,18 +93,18 @@ class Interceptor:
 
     async def run(self) -> None:
         """Install, then look at each interval and repair; until cancelled."""
-        failures = 0
+        in_a_row = 0  # looks after which the next one comes soon
         while True:
             try:
-                await self._look()
+                cut = await self._look()
             except PodIdentityError as error:
-                failures += 1
-                delay_s = self._retry_delay_s(failures)
+                in_a_row += 1
+                delay_s = self._soon_s(in_a_row)
                 self._reason = str(error) or repr(error)
                 logger.error("interception is not in order, next attempt in %.1f s: %s", delay_s, error)
             else:
-                failures = 0
-                delay_s = self._interception.interval_s
+                in_a_row = in_a_row + 1 if cut else 0  # a connection may need more than one cut, see `flows`
+                delay_s = self._soon_s(in_a_row) if cut else self._interception.interval_s
                 self._become_ready()
             await self._clock.sleep(delay_s)
 
@@ -109,25 +117,27 @@ class Interceptor:
         for transaction in removals(await self._firewall.listing()):
             await self._firewall.restore(transaction)
 
-    async def _look(self) -> None:
+    async def _look(self) -> int:
+        """Bring everything into order; return how many pods had connections that bypassed NMI, which are cut now."""
         redirect = self._interception.redirect
         saved = await self._firewall.listing()
         match verdict(saved, redirect):
             case Damaged(why):
                 await self._repair(saved, why)
-        if self._flows_are_old:
-            logger.info("deleting conntrack entries for %s:%s", redirect.metadata_ip, redirect.metadata_port)
-            await self._firewall.forget_flows(redirect)
-            self._flows_are_old = False
+        cut = await self._firewall.forget_flows(redirect) if self._interception.forget_flows else 0
+        if cut:
+            logger.warning(
+                "deleting conntrack entries for %s: connections of %d pods bypassed NMI", redirect.source, cut
+            )
         # Last, because without it pods get no answer, while without the rules they would get the node's identities.
         if redirect.to_loopback:
-            self._firewall.ensure_route_localnet()
+            self._firewall.ensure_route_localnet(self._pod_addresses())
+        return cut
 
     async def _repair(self, saved: str, why: str) -> None:
         redirect = self._interception.redirect
         logger.warning("flushing iptables to add aad-metadata custom chains: %s", why)
         await self._firewall.restore(installation(saved, redirect))
-        self._flows_are_old = self._interception.forget_flows
         match verdict(await self._firewall.listing(), redirect):
             case Damaged(still):
                 raise TransientError(f"the iptables rules were written but are not in order: {still}")
@@ -135,15 +145,9 @@ class Interceptor:
     def _become_ready(self) -> None:
         if self._reason:
             redirect = self._interception.redirect
-            logger.info(
-                "interception is in order: %s:%s goes to %s:%s",
-                redirect.metadata_ip,
-                redirect.metadata_port,
-                redirect.destination_ip,
-                redirect.target_port,
-            )
+            logger.info("interception is in order: %s goes to %s", redirect.source, redirect.destination)
         self._reason = ""
 
-    def _retry_delay_s(self, failures: int) -> float:
-        ceiling_s = min(_FIRST_RETRY_S * 2.0 ** min(failures - 1, 10), _LONGEST_RETRY_S, self._interception.interval_s)
+    def _soon_s(self, in_a_row: int) -> float:
+        ceiling_s = min(_FIRST_RETRY_S * 2.0 ** min(in_a_row - 1, 10), _LONGEST_RETRY_S, self._interception.interval_s)
         return ceiling_s * (0.5 + self._random() / 2)

@@ -17,10 +17,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from itertools import pairwise
 
 from podidentity_core.errors import ConfigurationError
+
+Address = IPv4Address | IPv6Address
 
 CHAIN = "aad-metadata"
 _JUMP = f"-j {CHAIN}"
@@ -28,7 +30,11 @@ _JUMP = f"-j {CHAIN}"
 
 @dataclass(frozen=True, slots=True)
 class Redirect:
-    """From the metadata address to NMI's. Raises `ConfigurationError` for what no rule can be written from."""
+    """From the metadata address to NMI's, both IPv4 or both IPv6.
+
+    Azure's metadata service has an IPv4 address only; others, and tests, may have an IPv6 one. Raises
+    `ConfigurationError` for what no rule can be written from.
+    """
 
     metadata_ip: str
     metadata_port: int
@@ -36,30 +42,64 @@ class Redirect:
     target_port: int
 
     def __post_init__(self) -> None:
-        _check_address("metadata-ip", self.metadata_ip)
-        _check_address("nmi-listen-address", self.target_ip)
+        metadata = _address("metadata-ip", self.metadata_ip)
+        target = _address("nmi-listen-address", self.target_ip)
         _check_port("metadata-port", self.metadata_port)
         _check_port("nmi-port", self.target_port)
+        if metadata.version != target.version:
+            raise ConfigurationError(
+                f"--nmi-listen-address: {target} cannot answer for --metadata-ip={metadata}, which is of the other"
+                f" family: give an IPv{metadata.version} address of this node"
+            )
+        if target.version == 6 and (target.is_unspecified or target.is_loopback or target.is_link_local):
+            # IPv4 has route_localnet to let packets from outside go to loopback; IPv6 has nothing like it.
+            raise ConfigurationError(
+                f"--nmi-listen-address: requests of pods cannot be redirected to {target}: give an IPv6 address of this"
+                " node that is neither loopback nor link-local"
+            )
 
     @property
-    def destination_ip(self) -> str:
-        """Where the packets go: the target, or loopback when NMI listens on every address.
+    def family(self) -> int:
+        """4 or 6: the version of IP."""
+        return ip_address(self.metadata_ip).version
+
+    @property
+    def source(self) -> str:
+        """What is caught, as address:port."""
+        return _socket(ip_address(self.metadata_ip), self.metadata_port)
+
+    @property
+    def destination(self) -> str:
+        """Where the packets go, as address:port: the target, or loopback when NMI listens on every address.
 
         Source: aad-pod-identity pkg/nmi/server/server.go:135.
         """
-        return "127.0.0.1" if IPv4Address(self.target_ip).is_unspecified else self.target_ip
+        return _socket(self._destination_ip, self.target_port)
 
     @property
     def to_loopback(self) -> bool:
         """Whether the kernel must allow packets from outside to go to a loopback address."""
-        return IPv4Address(self.destination_ip).is_loopback
+        return self._destination_ip.is_loopback
+
+    @property
+    def _destination_ip(self) -> Address:
+        target = ip_address(self.target_ip)
+        return IPv4Address("127.0.0.1") if target.is_unspecified else target
 
 
-def _check_address(flag: str, value: str) -> None:
+def _socket(ip: Address, port: int) -> str:
+    return f"[{ip}]:{port}" if ip.version == 6 else f"{ip}:{port}"
+
+
+def _address(flag: str, value: str) -> Address:
     try:
-        IPv4Address(value)
+        address = ip_address(value)
     except ValueError as error:
-        raise ConfigurationError(f"--{flag}: {value!r} is not an IPv4 address, as in 169.254.169.254") from error
+        raise ConfigurationError(f"--{flag}: {value!r} is not an IP address, as in 169.254.169.254") from error
+    if address.version == 6 and (address.scope_id or address.ipv4_mapped):
+        plain = address.ipv4_mapped or value.partition("%")[0]
+        raise ConfigurationError(f"--{flag}: no rule can be written for {value}: write {plain}")
+    return address
 
 
 def _check_port(flag: str, value: int) -> None:
@@ -117,8 +157,10 @@ def removals(saved: str) -> tuple[str, ...]:
 
 
 def _wanted(redirect: Redirect) -> tuple[str, str]:
-    caught = f"! -s 127.0.0.1/32 -d {redirect.metadata_ip}/32 -p tcp -m tcp --dport {redirect.metadata_port}"
-    return f"{caught} -j DNAT --to-destination {redirect.destination_ip}:{redirect.target_port}", "-j RETURN"
+    own, whole = ("127.0.0.1", 32) if redirect.family == 4 else ("::1", 128)
+    metadata = ip_address(redirect.metadata_ip)
+    caught = f"! -s {own}/{whole} -d {metadata}/{whole} -p tcp -m tcp --dport {redirect.metadata_port}"
+    return f"{caught} -j DNAT --to-destination {redirect.destination}", "-j RETURN"
 
 
 def _transaction(*lines: str) -> str:
@@ -185,7 +227,8 @@ def _meaning(rule: str) -> frozenset[tuple[str, ...]]:
 
 
 def _canonical(word: str) -> str:
+    address, _, port = word.removeprefix("[").partition("]")  # an IPv6 address with a port has brackets
     try:
-        return str(IPv4Network(word))
+        return f"{ip_network(address)}{port}"
     except ValueError:
         return word
