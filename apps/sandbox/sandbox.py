@@ -82,6 +82,10 @@ class Sandbox:
             "SSL_CERT_FILE": str(self.ca_file),
         }
 
+    def cut(self, url: str) -> None:
+        """Reset all connections to the server at *url*, watches among them; what comes next, faults decide."""
+        self._listeners.cut(int(url.rpartition(":")[2]))
+
     async def _start(self) -> None:
         if self.options.state_dir is None:
             self.state_dir = Path(tempfile.mkdtemp(prefix="podidentity-sandbox-"))

@@ -72,6 +72,14 @@ class Listeners:
             await server.startup(sockets=sockets)
             self._running.append((server, asyncio.create_task(server.main_loop())))
 
+    def cut(self, port: int) -> None:
+        """Reset all connections to a port of ours."""
+        for server, _ in self._running:
+            for connection in tuple(server.server_state.connections):
+                transport = connection.transport
+                if transport is not None and transport.get_extra_info("sockname")[1] == port:
+                    transport.abort()
+
     async def stop(self) -> None:
         """Close all connections, running requests included, and all sockets."""
         await asyncio.gather(*(_stop(*entry) for entry in self._running))

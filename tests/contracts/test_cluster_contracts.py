@@ -148,14 +148,7 @@ def body_of(thing: Thing) -> dict[str, Any]:
     head = {"apiVersion": api_version, "kind": KINDS[type(thing)], "metadata": place}
     match thing:
         case Pod():
-            labels = {**thing.labels, **({} if thing.label is None else {BINDING_LABEL: thing.label})}
-            spec = {"nodeName": thing.node, "containers": [{"name": "main", "image": "main"}]}
-            return {
-                **head,
-                "metadata": {**place, "labels": labels},
-                "spec": spec,
-                "status": {"phase": thing.phase.value},
-            }
+            return pod_body(head, thing)
         case Node():
             assert thing.host is not None
             return {**head, "spec": {"providerID": f"azure://{thing.host.resource_id}/virtualMachines/0"}}
@@ -169,6 +162,19 @@ def body_of(thing: Thing) -> dict[str, Any]:
             return {**head, "spec": {"podLabels": dict(thing.pod_labels)}}
         case Assignment():
             return bodies.new_assignment(thing)
+
+
+def pod_body(head: Mapping[str, Any], pod: Pod) -> dict[str, Any]:
+    labels = {**pod.labels, **({} if pod.label is None else {BINDING_LABEL: pod.label})}
+    owners = [{"kind": "ReplicaSet", "name": pod.owner_replica_set}] if pod.owner_replica_set else []
+    whose = {"serviceAccountName": pod.service_account, "hostNetwork": pod.host_network}
+    addresses = {"podIP": pod.ips[0], "podIPs": [{"ip": ip} for ip in pod.ips]} if pod.ips else {}
+    return {
+        **head,
+        "metadata": {**head["metadata"], "labels": labels, "ownerReferences": owners},
+        "spec": {"nodeName": pod.node, "containers": [{"name": "main", "image": "main"}], **whose},
+        "status": {"phase": pod.phase.value, **addresses},
+    }
 
 
 class TestKubeCluster(ClusterReaderContract):

@@ -95,6 +95,27 @@ async def test_a_watch_is_cut_after_some_events(kube: httpx.AsyncClient, sandbox
     assert len(lines) == 2
 
 
+async def test_connections_can_be_cut_watches_among_them(kube: httpx.AsyncClient, sandbox: Sandbox) -> None:
+    began = asyncio.Event()
+
+    async def watch() -> None:
+        async with kube.stream("GET", PODS, params={"watch": "true"}) as answer:
+            began.set()
+            await answer.aread()
+
+    watching = asyncio.create_task(watch())
+    await began.wait()
+    sandbox.cut(sandbox.kube_tls_url)
+    assert (await kube.get(PODS)).status_code == 200
+    assert not watching.done()
+
+    sandbox.cut(sandbox.kube_url)
+
+    with pytest.raises(httpx.TransportError):
+        await asyncio.wait_for(watching, 5)
+    assert (await kube.get(PODS)).status_code == 200
+
+
 async def test_faults_can_be_limited_to_one_node_and_cleared(sandbox: Sandbox, imds: httpx.AsyncClient) -> None:
     node = sandbox.options.nodes[0].name
     sandbox.faults.add(Fault("imds/other", status=503, times=None))

@@ -12,6 +12,7 @@ from podidentity_core.testing.contracts.azure import (
 from podidentity_core.testing.contracts.cluster import ClusterReaderContract, ClusterWorld
 from podidentity_core.testing.contracts.events import EventSinkContract
 from podidentity_core.testing.contracts.leader import LeaderLockContract
+from podidentity_core.testing.contracts.pods import PodReaderContract, PodWorld
 from podidentity_core.testing.contracts.secrets import SecretReaderContract, SecretWorld
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "LeaderLockContract",
     "NodeTokenSourceContract",
     "NodeTokenWorld",
+    "PodReaderContract",
+    "PodWorld",
     "SecretReaderContract",
     "SecretWorld",
     "TokenSourceContract",
