@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from podidentity_azure.cloud import AzureConfig
@@ -78,6 +80,9 @@ class AzureHosts:
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[_ComputeHosts]:
+        if self._session is None:
+            # Half a second of work, during which the loop must go on: the lease is renewed in it.
+            await asyncio.to_thread(_load_libraries)
         session = self._session = self._session or self._open()
         session.calls += 1
         try:
@@ -93,6 +98,11 @@ class AzureHosts:
         credential = open_credential(self._config, environ=self._environ, tls=self._tls)
         compute = Compute(self._config.cloud, credential, self._tls, self._agent)
         return _Session(credential, compute, _ComputeHosts(compute, self._clock, self._meter))
+
+
+def _load_libraries() -> None:
+    for name in ("azure.identity.aio", "podidentity_azure.compute"):
+        import_module(name)
 
 
 @dataclass(slots=True)

@@ -43,6 +43,7 @@ async def run(config: NmiConfig) -> int:
     terminated = wait_for_termination(asyncio.get_running_loop())
     async with AsyncExitStack() as stack:
         nmi = await stack.enter_async_context(connected(config))
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _forget_tokens, nmi)
         metrics = await start_metrics(config.metrics_port, nmi.meter.render)
         stack.push_async_callback(metrics.stop, 0)
         fault = "" if config.allow_kubenet else kubenet_fault(config.kubelet_config)
@@ -69,7 +70,6 @@ async def _served(
     stack.push_async_callback(stopped, following)
     stack.push_async_callback(server.stop, GRACE_S)  # before the cluster is left, which early requests wait for
     rules = interceptor(config, server.port, nmi) if config.interception else None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _forget_tokens, nmi)
     pages = {
         "/readyz": _readiness(lambda: _problems(nmi, rules, ending=terminated.done())),
         "/tokens/forget": Page(lambda: Text(b"%d tokens forgotten\n" % _forget_tokens(nmi)), ("POST",), local=True),
@@ -81,6 +81,7 @@ async def _served(
     await first_of(terminated, following, intercepting)
     nmi.service.end_waits()
     await stopped(intercepting)
+    await server.stop(GRACE_S)  # while the probe still says why nobody is taken
     return await _removed(rules) if rules and config.remove_rules_on_exit else 0
 
 

@@ -18,6 +18,7 @@ from podidentity_core.node_view import SYNCED, NodeView, sending_addresses
 from podidentity_core.ports import Clock, Meter, PodReader
 from podidentity_core.reasons import Explanation, Reason, because
 from podidentity_core.services.waiters import Waiters
+from podidentity_core.services.waiting import wait_at_most
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +49,11 @@ class Callers:
         if not await self._has_read():
             return because(Reason.NOT_READ_YET, node=self._node)
         since_s = self._clock.monotonic_s()
+        until_s = since_s + PATIENCE_S
         pods = (
-            await self._seen(address, SECOND_LOOK_S)
-            or await self._asked_for(address, since_s)
-            or await self._seen(address, PATIENCE_S - SECOND_LOOK_S)
+            await self._seen(address, since_s + SECOND_LOOK_S)
+            or await self._asked_for(address, since_s, until_s)
+            or await self._seen(address, until_s)
         )
         if len(pods) == 1:
             return pods[0]
@@ -66,8 +68,7 @@ class Callers:
             await self._waiters.change_of(SYNCED, START_S)
         return self._view.synced
 
-    async def _seen(self, address: str, within_s: float) -> Sequence[Pod]:
-        until_s = self._clock.monotonic_s() + within_s
+    async def _seen(self, address: str, until_s: float) -> Sequence[Pod]:
         while True:
             pods = self._view.pods_at(address)
             left_s = until_s - self._clock.monotonic_s()
@@ -75,11 +76,16 @@ class Callers:
                 return pods
             await self._waiters.change_of(address, left_s)
 
-    async def _asked_for(self, address: str, since_s: float) -> Sequence[Pod]:
+    async def _asked_for(self, address: str, since_s: float, until_s: float) -> Sequence[Pod]:
         if self._waiters.ended:
             return ()
+        looking = asyncio.ensure_future(self._fresh.read(since_s))
+        await wait_at_most(until_s - self._clock.monotonic_s(), asyncio.wait({looking}), self._clock)
+        if not looking.done():
+            looking.cancel()
+            return ()
         try:
-            pods = await self._fresh.read(since_s)
+            pods = looking.result()
         except PodIdentityError as error:
             log.warning("the API server cannot be asked for the pod at %s: %s", address, error)
             return ()

@@ -16,6 +16,7 @@ async def shared() -> AsyncIterator[Stage]:
         mic = await started.mic()
         await started.nmi()
         await mic.line("pod cache synchronized")
+        await started.first_work()
         yield started
 
 

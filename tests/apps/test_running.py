@@ -3,7 +3,6 @@
 import asyncio
 import json
 import signal
-import socket
 from collections.abc import AsyncIterator
 
 import httpx
@@ -14,7 +13,7 @@ from apps.running import first_of, stopped
 from apps.sandbox.faults import Fault
 from tests.apps.daemons import Daemon, until
 from tests.apps.raw_http import DEADLINE_S, connect, parsed, request
-from tests.apps.stage import Stage, now_s, stage
+from tests.apps.stage import Stage, free_port, now_s, stage
 
 LEASE_S = 2.0
 LEASE = "/leases/aad-pod-identity-mic"
@@ -79,7 +78,7 @@ async def test_a_leader_that_is_asked_to_end_hands_over_at_once(alone: Stage) ->
     print(f"the second MIC led {took_s:.2f} s after the first was asked to end")
     assert code == 0
     assert "received SIGTERM, shutting down" in first.output
-    assert took_s < LEASE_S / 2
+    assert took_s < LEASE_S  # a crash would take all of it, and longer
 
 
 async def test_a_mic_that_cannot_renew_its_lease_stops_working_and_campaigns_again(alone: Stage) -> None:
@@ -143,12 +142,6 @@ async def test_pods_that_went_while_no_mic_ran_lose_their_identities(alone: Stag
     await until(lambda: not alone.assignments)
 
     assert alone.host.identity.assigned == ()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 async def page(port: int, path: str) -> str:

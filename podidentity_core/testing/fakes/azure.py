@@ -39,7 +39,7 @@ class FakeHosts:
 
     A write takes *duration_s* of *clock*, and a newer one for the same host replaces it, as in Azure: the older call
     raises `Conflict`, and what it asked for holds unless the newer one says otherwise. *changes* has the writes, in
-    the order in which they began.
+    the order in which they began; *writes* counts those that were refused, too.
     """
 
     def __init__(self, clock: Clock, *, duration_s: float = 0.0) -> None:
@@ -47,7 +47,9 @@ class FakeHosts:
         self.changes: list[HostWrite] = []
         self._clock = clock
         self._hosts: dict[Host, _Carried] = {}
+        self.writes = 0
         self._refused: set[IdentityResource] = set()
+        self._refused_unnamed: set[IdentityResource] = set()
         self._failures: deque[tuple[Exception, bool]] = deque()
 
     def put(
@@ -61,13 +63,15 @@ class FakeHosts:
         """Let *host* vanish."""
         self._hosts.pop(host, None)
 
-    def refuse(self, resource: IdentityResource) -> None:
-        """Refuse every write that adds *resource*, until `accept`."""
-        self._refused.add(resource)
+    def refuse(self, resource: IdentityResource, *, named: bool = True) -> None:
+        """Refuse every write that adds *resource*, until `accept`; the error names it, or nobody."""
+        self.accept(resource)
+        (self._refused if named else self._refused_unnamed).add(resource)
 
     def accept(self, resource: IdentityResource) -> None:
         """Undo `refuse`."""
         self._refused.discard(resource)
+        self._refused_unnamed.discard(resource)
 
     def preempt(self, host: Host, resource: IdentityResource) -> None:
         """Let somebody else put *resource* on *host*, by a write that begins now."""
@@ -109,6 +113,7 @@ class FakeHosts:
         added = frozenset(add) - carried.listed
         removed = (frozenset(remove) - frozenset(add)) & carried.listed
         if added or removed:
+            self.writes += 1
             self._write(host, carried, added, removed)
         write = carried.writes if added or removed else None
         await self._clock.sleep(carried.settles_at_s - self._clock.monotonic_s())
@@ -122,6 +127,8 @@ class FakeHosts:
     ) -> None:
         if carried.deleting:
             raise RefusedError(f"{host} is being deleted")
+        if added & self._refused_unnamed:
+            raise IdentitiesRefused(f"{host} refuses the change", resource_ids=frozenset())
         if bad := added & self._refused:
             names = frozenset(resource.text for resource in bad)
             raise IdentitiesRefused(f"{host} refuses {', '.join(sorted(names))}", resource_ids=names)

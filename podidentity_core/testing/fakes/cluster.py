@@ -42,7 +42,8 @@ class FakeCluster:
     Tests play the rest of the cluster with `put` and `remove`. Every reader sees every change, in order.
     """
 
-    def __init__(self, *things: Thing) -> None:
+    def __init__(self, *things: Thing, node: str = "") -> None:
+        self._node = node
         self.calls: list[Call] = []
         self._things: dict[tuple[type[Thing], Key], Thing | Unusable] = {}
         self._readers: list[asyncio.Queue[Sequence[Change]]] = []
@@ -79,9 +80,10 @@ class FakeCluster:
         return {key: thing for (_, key), thing in self._things.items() if isinstance(thing, Assignment)}
 
     async def pods(self) -> Sequence[Pod]:
-        """All pods; *calls* has each such look."""
+        """All pods of the node that it was made for, or of all nodes; *calls* has each such look."""
         await self._called(Call("pods", Key("", "")))
-        return [thing for thing in self._things.values() if isinstance(thing, Pod)]
+        pods = [thing for thing in self._things.values() if isinstance(thing, Pod)]
+        return [pod for pod in pods if self._node in ("", pod.node)]
 
     async def changes(self) -> AsyncIterator[Sequence[Change]]:
         """Yield all that exists, `Synced`, and then each change."""
