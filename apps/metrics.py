@@ -66,6 +66,9 @@ METRICS: Mapping[str, Metric] = {
     ),
     "mic_cycle_count": Metric("counter", "Cycles of MIC that had work to do."),
     "mic_cycle_duration_seconds": _durations("a cycle of MIC", _MINUTES),
+    "mic_quarantined_identities": Metric(
+        "gauge", "Identities that a host has refused and that wait for another try.", ("host",)
+    ),
     "mic_new_leader_election_count": Metric("counter", "Times that this process became the leader."),
     "nmi_refused_requests_count": Metric(
         "counter", "Token requests that were refused, by the code of the reason.", ("namespace", "reason")

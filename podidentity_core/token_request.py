@@ -97,19 +97,19 @@ def _values(query: str) -> dict[str, str]:
     return values
 
 
-_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_STRAY = re.compile(r"%(?![0-9A-Fa-f]{2})|[^!-~]|[;#]")
 
 
 def _decode(text: str) -> str:
-    if ";" in text or _BAD_ESCAPE.search(text):
-        raise ValueError("it has a stray ';' or '%'")
-    decoded = unquote_to_bytes(text.replace("+", " "))
-    if any(byte < 0x20 or byte == 0x7F for byte in decoded):
-        raise ValueError("it has a control character")
+    if _STRAY.search(text):
+        raise ValueError("it has a stray ';', '#' or '%', or a character that must be encoded")
     try:
-        return decoded.decode("utf-8")
+        decoded = unquote_to_bytes(text.replace("+", " ")).decode("utf-8")
     except UnicodeDecodeError:
         raise ValueError("it is not UTF-8") from None
+    if not decoded.isprintable():  # or a pod could break the lines of our log
+        raise ValueError("it has a character that cannot be shown")
+    return decoded
 
 
 def redact(client_id: str) -> str:

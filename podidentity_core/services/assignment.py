@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from podidentity_core.model import AssignmentState, Change, Key, Synced, Unusable
+from podidentity_core.model import AssignmentState, Change, Identity, Key, Seen, Synced, Unusable
 from podidentity_core.planning import Planner, PodPlan, Rules
 from podidentity_core.ports import AssignmentStore, Clock, ClusterReader, EventSink, HostIdentities, LeaderLock, Meter
 from podidentity_core.reasons import Explanation
@@ -105,6 +105,7 @@ class AssignmentService:
         was_synced = self._view.synced
         concerned: set[Key] = set()
         for change in batch:
+            self._forgive(change)
             concerned |= self._view.apply(change)
             if isinstance(change, Unusable):
                 log.error("%s", change.explanation)
@@ -113,6 +114,17 @@ class AssignmentService:
         if not self._view.synced:
             return
         self._plan(concerned if was_synced else self._view.concerned_pods())
+
+    def _forgive(self, change: Change) -> None:
+        """Let an identity that was refused be tried again at once when somebody has edited its AzureIdentity."""
+        if not isinstance(change, Seen) or not isinstance(change.thing, Identity):
+            return
+        before = self._view.identities.get(change.thing.key)
+        resource = change.thing.host_resource
+        if before is None or resource is None or before.resource_version == change.thing.resource_version:
+            return
+        for host in self._host_worker.forgive(resource):
+            self._host_turns.add(host)
 
     def _plan_everything(self) -> None:
         if self._view.synced:

@@ -8,16 +8,17 @@ looks again, and whatever is needed and missing is added.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 
 from podidentity_core import events
-from podidentity_core.errors import IdentitiesRefused, NotFound, PodIdentityError, TransientError
+from podidentity_core.errors import IdentitiesRefused, NotFound, PodIdentityError
 from podidentity_core.model import Assignment, AssignmentState
 from podidentity_core.planning import HostNeeds, Planner
 from podidentity_core.ports import Clock, EventSink, HostIdentities, LeaderLock, Meter
 from podidentity_core.reasons import Reason
 from podidentity_core.resource_ids import Host, IdentityResource
+from podidentity_core.services.refusals import Halving, Refusals
 from podidentity_core.services.work_queue import Backoff
 from podidentity_core.settling import HostChange, HostRecord, host_change
 from podidentity_core.view import ClusterView
@@ -32,26 +33,24 @@ NEXT_ROUND_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class HostLimits:
-    """How often a refused identity is tried again.
+    """What a host is spared. Seconds.
 
-    *retries* more writes follow at once without the refused ones; a refused identity itself waits out *quarantine*.
+    *grace_s*: an identity that nobody needs any more stays so long, since it is often needed again at once. *retries*
+    more writes follow without delay when some identities were refused; a refused one itself waits out *quarantine*,
+    of which five tries fit into the first hour.
     """
 
+    grace_s: float = 0.0
     retries: int = 2
     retry_interval_s: float = 1.0
-    quarantine: Backoff = Backoff(first_s=60.0, most_s=1800.0)
-
-
-@dataclass(slots=True)
-class _Refusal:
-    until_s: float
-    count: int
+    quarantine: Backoff = Backoff(first_s=90.0, most_s=3600.0, factor=3.0)
 
 
 @dataclass(slots=True)
 class _HostDesk:
+    refusals: Refusals
     record: HostRecord = field(default_factory=HostRecord)
-    refusals: dict[IdentityResource, _Refusal] = field(default_factory=dict)
+    superfluous_since_s: dict[IdentityResource, float] = field(default_factory=dict)
     gathering_since_s: float | None = None
 
 
@@ -132,7 +131,9 @@ class HostWorker:
         return desk.gathering_since_s + GATHER_S - now_s
 
     def _desk(self, host: Host) -> _HostDesk:
-        return self._desks.setdefault(host, _HostDesk())
+        if host not in self._desks:
+            self._desks[host] = _HostDesk(Refusals(self._limits.quarantine, self._clock, self._chance))
+        return self._desks[host]
 
     async def _learn(self, host: Host, desk: _HostDesk) -> None:
         state = await self._hosts.attached(host)
@@ -153,8 +154,9 @@ class HostWorker:
         write's affair.
         """
         refusals = 0
+        halving = Halving()
         former = HostChange()
-        while (change := self._wanted_change(host, desk)) and self._lock.is_held():
+        while (change := halving.part(self._wanted_change(host, desk))) and self._lock.is_held():
             if change == former or refusals > self._limits.retries:
                 return False
             counts = len(change.add), len(change.remove)
@@ -162,9 +164,12 @@ class HostWorker:
             try:
                 await self._write(host, desk, change)
                 former = change
+                halving.accept()
             except IdentitiesRefused as error:
-                self._quarantine(host, desk, change, error)
-                refusals += 1
+                blamed = _named(change, error) or halving.blame(change, self._wanted_change(host, desk))
+                if blamed:
+                    self._quarantine(host, desk, blamed, error)
+                    refusals += 1
                 if refusals <= self._limits.retries and self._wanted_change(host, desk):
                     await self._clock.sleep(self._limits.retry_interval_s)  # then all is looked at anew
         return True
@@ -174,7 +179,17 @@ class HostWorker:
         record.keep(needs.kept)
         if record.usable is None:
             return HostChange()
-        return host_change(needs, record.usable, ours=record.ours, refused=self._refused(desk))
+        change = host_change(needs, record.usable, ours=record.ours, refused=desk.refusals.current())
+        return replace(change, remove=self._after_grace(desk, change.remove))
+
+    def _after_grace(self, desk: _HostDesk, leaving: frozenset[IdentityResource]) -> frozenset[IdentityResource]:
+        """Those of *leaving* that nobody has needed for long enough."""
+        now_s = self._clock.monotonic_s()
+        since_s = desk.superfluous_since_s
+        desk.superfluous_since_s = {resource: since_s.get(resource, now_s) for resource in leaving}
+        return frozenset(
+            resource for resource, then_s in desk.superfluous_since_s.items() if now_s - then_s >= self._limits.grace_s
+        )
 
     async def _write(self, host: Host, desk: _HostDesk, change: HostChange) -> None:
         desk.record.begin(change)
@@ -191,39 +206,28 @@ class HostWorker:
         desk.gathering_since_s = None
         self._meter.observe("mic_cycle_duration_seconds", self._clock.monotonic_s() - began_s)
         self._meter.count("mic_cycle_count")
-        for resource in change.add | change.remove:
-            desk.refusals.pop(resource, None)
+        desk.refusals.forget(change.add | change.remove)
 
-    def _refused(self, desk: _HostDesk) -> Set[IdentityResource]:
-        now_s = self._clock.monotonic_s()
-        return {resource for resource, refusal in desk.refusals.items() if refusal.until_s > now_s}
+    def _quarantine(
+        self, host: Host, desk: _HostDesk, blamed: frozenset[IdentityResource], error: IdentitiesRefused
+    ) -> None:
+        """Set the refused identities aside, so that the others get their turn."""
+        log.warning("removing %s from ID list since it is erroneous", ", ".join(sorted(map(str, blamed))))
+        desk.refusals.add(blamed)
+        self._report(self._waiting(host, blamed.__contains__), error, Reason.HOST_REFUSES)
 
-    def _quarantine(self, host: Host, desk: _HostDesk, change: HostChange, error: IdentitiesRefused) -> None:
-        """Set the refused identities aside, so that the others get their turn; raises when it cannot tell which."""
-        refused = {text.lower() for text in error.resource_ids}
-        named = {resource for resource in change.add | change.remove if resource.key in refused}
-        if not named:
-            raise TransientError(f"{host} refuses the change without naming an identity: {error}") from error
-        log.warning("removing %s from ID list since it is erroneous", ", ".join(sorted(map(str, named))))
-        for resource in named:
-            count = desk.refusals[resource].count + 1 if resource in desk.refusals else 1
-            delay_s = self._limits.quarantine.delay_s(count, self._chance())
-            desk.refusals[resource] = _Refusal(self._clock.monotonic_s() + delay_s, count)
-        self._report(self._waiting(host, named.__contains__), error, Reason.HOST_REFUSES)
+    def forgive(self, resource: IdentityResource) -> tuple[Host, ...]:
+        """Let *resource* be tried again at once, since its AzureIdentity was edited; returns the hosts concerned."""
+        return tuple(host for host, desk in self._desks.items() if desk.refusals.forget((resource,)))
 
     def _next_look_s(self, host: Host, desk: _HostDesk) -> float | None:
-        """When the first refused identity that still matters may be tried again. The others are forgotten.
-
-        One whose time has come was tried in this round, and if that was not necessary it never will be.
-        """
-        needs, now_s = self._planner.host_needs(host), self._clock.monotonic_s()
-        matters = needs.needed | needs.leaving
-        desk.refusals = {
-            resource: refusal
-            for resource, refusal in desk.refusals.items()
-            if resource in matters and refusal.until_s > now_s
-        }
-        return min((refusal.until_s - now_s for refusal in desk.refusals.values()), default=None)
+        """When the first refused identity may be tried again, or the first superfluous one leave."""
+        needs = self._planner.host_needs(host)
+        retry_s = desk.refusals.next_look_s(needs.needed | needs.leaving)
+        self._meter.gauge("mic_quarantined_identities", len(desk.refusals), host=host.name)
+        now_s = self._clock.monotonic_s()
+        waits_s = [then_s + self._limits.grace_s - now_s for then_s in desk.superfluous_since_s.values()]
+        return min((wait_s for wait_s in (retry_s, *waits_s) if wait_s is not None and wait_s > 0), default=None)
 
     def _waiting(self, host: Host, concerns: Callable[[IdentityResource], bool]) -> Iterable[Assignment]:
         """Assignments on *host*, stored or planned, that wait for an identity in question."""
@@ -240,3 +244,9 @@ class HostWorker:
         problem = f"{error} ({reason.code}: {reason.remedy})"
         for assignment in assignments:
             self._events.publish(events.apply_failed(assignment, problem))
+
+
+def _named(change: HostChange, error: IdentitiesRefused) -> frozenset[IdentityResource]:
+    """The identities of *change* that the error names, without regard to letter case."""
+    refused = {text.lower() for text in error.resource_ids}
+    return frozenset(resource for resource in change.add | change.remove if resource.key in refused)

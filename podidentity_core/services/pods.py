@@ -192,6 +192,9 @@ class PodWorker:
     async def _let_go(self, assignment: Assignment) -> None:
         if self._next_for_unwanted(assignment) is Next.WAIT:
             self._ask_host(assignment)
+            if assignment.state is not AssignmentState.UNASSIGNED:
+                # Its pod may still run: NMI must stop serving it now, and not only when the host has been written.
+                self._note(await self._set_state(assignment, AssignmentState.UNASSIGNED))
             return
         await self._release(assignment)
         if not self._view.has_node(assignment.node):

@@ -25,14 +25,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Waits after failures: *first_s*, doubled each time up to *most_s*, each shortened by up to half by chance."""
+    """Waits after failures: *first_s*, *factor* times as long each time up to *most_s*, shortened by up to half."""
 
     first_s: float = 0.5
     most_s: float = 60.0
+    factor: float = 2.0
 
     def delay_s(self, failures: int, chance: float) -> float:
         """The wait after the *failures*-th failure in a row; *chance* lies in [0, 1)."""
-        longest: float = min(self.most_s, self.first_s * 2.0 ** min(failures - 1, 30))
+        longest: float = min(self.most_s, self.first_s * self.factor ** min(failures - 1, 30))
         return longest * (1 - chance / 2)
 
 

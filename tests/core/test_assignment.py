@@ -93,7 +93,7 @@ class TestTheWholePath:
             before = it.states
             await it.after(0.02)
 
-            assert before == {NAME: "Assigned"}
+            assert before == {NAME: "Unassigned"}  # so that nobody is served by it any more
             assert (it.states, it.on()) == ({}, set())
             assert it.writes == ["set_state Unassigned", "delete"]
 
@@ -451,7 +451,7 @@ class TestHostsThatFail:
             before = (it.states, it.on())
             await it.after(10)
 
-            assert before == ({NAME: "Assigned"}, {"web"})
+            assert before == ({NAME: "Unassigned"}, {"web"})
             assert (it.states, it.on()) == ({}, set())
 
     async def test_a_record_stays_while_its_identity_is_being_removed(self, mic: Start) -> None:
@@ -467,7 +467,7 @@ class TestHostsThatFail:
             it.hosts.put(vm(), resource())
             await it.after(60)
 
-            assert meanwhile == {NAME: "Assigned"}
+            assert meanwhile == {NAME: "Unassigned"}
             assert (it.states, it.on()) == ({}, set())
 
     async def test_a_throttled_host_is_left_alone_until_then_whatever_happens(self, mic: Start) -> None:
@@ -549,11 +549,36 @@ class TestRefusedIdentities:
             await it.after(3600)
             refusals = len(it.events_of("binding apply error"))
             it.hosts.accept(resource("bad"))
-            await it.after(1900)
+            await it.after(3700)
 
-            assert 4 <= refusals <= 10
+            assert 3 <= refusals < 6
             assert set(it.states.values()) == {"Assigned"}
             assert it.on() == {"bad", "web"}
+
+    async def test_editing_its_azure_identity_ends_its_wait(self, mic: Start) -> None:
+        async with mic(*self.BOTH, before=lambda it: it.hosts.refuse(resource("bad"))) as it:
+            await it.after(10)
+            it.hosts.accept(resource("bad"))
+            it.put(identity("bad"))
+            await it.after(SOON_S)
+
+            assert set(it.states.values()) == {"Assigned"}
+
+    async def test_one_that_azure_does_not_name_is_found_and_the_others_are_assigned_in_the_same_round(
+        self, mic: Start
+    ) -> None:
+        others = [thing for n in range(20) for thing in (identity(f"id-{n}"), binding(f"id-{n}"))]
+
+        def refuse(it: Mic) -> None:
+            it.hosts.refuse(resource("bad"), named=False)
+
+        async with mic(*self.BOTH, *others, before=refuse) as it:
+            await it.after(10 * (ARM_S + 1))
+
+            assert [name for name, state in it.states.items() if state != "Assigned"] == ["web-0-default-bad"]
+            assert it.hosts.writes <= 12
+            (event,) = it.events_of("binding apply error")
+            assert event.key.name == "bad"
 
     async def test_its_pod_may_go_without_ado(self, mic: Start) -> None:
         async with mic(*self.BOTH, before=lambda it: it.hosts.refuse(resource("bad"))) as it:

@@ -32,7 +32,7 @@ from tests.core.mic import ARM_S
 
 NODE = node()
 WEB, DB = resource("web"), resource("db")
-LIMITS = HostLimits(retries=2, retry_interval_s=1.0, quarantine=Backoff(first_s=60.0, most_s=100.0))
+LIMITS = HostLimits(grace_s=0.0, retries=2, retry_interval_s=1.0, quarantine=Backoff(first_s=60.0, most_s=100.0))
 
 
 def bound(name: str, state: AssignmentState = AssignmentState.CREATED, *, on: str = "node-1") -> list[Thing]:
@@ -326,24 +326,45 @@ class TestRefusals:
 
     async def test_names_are_compared_without_regard_to_case(self) -> None:
         turn = Turn(*bound("web"), *bound("bad"))
+        turn.worker.record(vm()).learn(frozenset(), frozenset())
         turn.hosts.fail_next(IdentitiesRefused("no", resource_ids=frozenset({self.BAD.text.upper()})))
-        turn.hosts.fail_next(IdentitiesRefused("not read", resource_ids=frozenset()))
-        turn.worker.record(vm()).learn(frozenset(), frozenset())
-        taking = await turn.begin()
+        await turn.take()
 
+        assert (turn.told, turn.usable) == ([("bad", "PI501")], {WEB})
+
+    @pytest.mark.parametrize("others", [0, 1, 2, 7, 20])
+    async def test_one_that_the_error_does_not_name_is_found_by_halving(self, others: int) -> None:
+        good = [f"good-{n}" for n in range(others)]
+        turn = Turn(*bound("bad"), *(thing for name in good for thing in bound(name)))
+        turn.hosts.refuse(self.BAD, named=False)
+        again_in_s = await turn.take()
+
+        assert turn.usable == {resource(name) for name in good}
         assert turn.told == [("bad", "PI501")]
-        with pytest.raises(TransientError):
-            await turn.end(taking)
+        assert again_in_s is not None
+        assert turn.hosts.writes <= 2 + 2 * others.bit_length()
 
-    @pytest.mark.parametrize("named", [frozenset[str](), frozenset({resource("other").text})], ids=["none", "another"])
-    async def test_one_that_names_nobody_of_the_write_is_a_failure(self, named: frozenset[str]) -> None:
-        turn = Turn(*bound("web"))
-        turn.worker.record(vm()).learn(frozenset(), frozenset())
-        turn.hosts.fail_next(IdentitiesRefused("no", resource_ids=named))
+    async def test_two_that_the_error_does_not_name_are_found(self) -> None:
+        good = [f"good-{n}" for n in range(6)]
+        turn = Turn(*bound("bad"), *bound("worse"), *(thing for name in good for thing in bound(name)))
+        turn.hosts.refuse(self.BAD, named=False)
+        turn.hosts.refuse(resource("worse"), named=False)
+        await turn.take()
 
-        with pytest.raises(TransientError, match="without naming an identity"):
-            await turn.take()
-        assert turn.told == [("web", "PI502")]
+        assert turn.usable == {resource(name) for name in good}
+        assert sorted(turn.told) == [("bad", "PI501"), ("worse", "PI501")]
+
+    async def test_a_host_that_refuses_everything_is_not_asked_for_each_one(self) -> None:
+        names = [f"id-{n}" for n in range(32)]
+        turn = Turn(*(thing for name in names for thing in bound(name)))
+        for name in names:
+            turn.hosts.refuse(resource(name), named=False)
+        again_in_s = await turn.take()
+
+        assert turn.hosts.writes <= 8
+        assert len({name for name, _ in turn.told}) == 32
+        assert again_in_s is not None
+        assert again_in_s > 30
 
     async def test_after_a_few_refusals_in_a_row_the_host_is_left_alone_for_a_while(self) -> None:
         bad = [f"bad{n}" for n in range(5)]
@@ -367,6 +388,50 @@ class TestRefusals:
 
         assert turn.hosts.changes == [write(add=[WEB])]
         assert turn.usable == {WEB, DB}
+
+
+class TestGrace:
+    """An identity that nobody needs stays for a while, since it is often needed again at once."""
+
+    GRACE_S = 60.0
+
+    def turn(self, *things: Thing, carries: Collection[IdentityResource] = ()) -> Turn:
+        made = Turn(*things, carries=carries)
+        made.worker._limits = replace(LIMITS, grace_s=self.GRACE_S)
+        return made
+
+    async def test_it_leaves_when_the_time_is_over_and_not_before(self) -> None:
+        turn = self.turn(left("db"), carries=[DB])
+
+        first = await turn.take()
+        await turn.clock.advance(self.GRACE_S - 1)
+        second = await turn.take()
+        before = list(turn.hosts.changes)
+        await turn.clock.advance(1)
+        third = await turn.take()
+
+        assert (first, second, third) == (self.GRACE_S, 1.0, None)
+        assert (before, turn.hosts.changes) == ([], [write(remove=[DB])])
+
+    async def test_when_it_is_needed_again_nothing_is_written_and_the_time_begins_anew(self) -> None:
+        gone = left("web")
+        turn = self.turn(gone, carries=[WEB])
+        await turn.take()
+        await turn.clock.advance(self.GRACE_S / 2)
+        things = bound("web", AssignmentState.ASSIGNED)
+        turn.change(*things)
+        await turn.take()
+        turn.change(gone=things[:1])
+        turn.change(gone=things[2:])
+        again_in_s = await turn.take()
+
+        assert (again_in_s, turn.hosts.changes) == (self.GRACE_S, [])
+
+    async def test_an_addition_does_not_wait_and_takes_no_removal_along(self) -> None:
+        turn = self.turn(*bound("web"), left("db"), carries=[DB])
+        again_in_s = await turn.take()
+
+        assert (again_in_s, turn.hosts.changes) == (self.GRACE_S - ARM_S, [write(add=[WEB])])
 
 
 FAILURES = [
