@@ -59,6 +59,12 @@ METRICS: Mapping[str, Metric] = {
     "cloud_provider_operations_errors_count": Metric(
         "counter", "Azure Resource Manager operations that failed.", ("operation_type",)
     ),
+    "cloud_provider_requests_count": Metric(
+        "counter", "Requests to Azure Resource Manager, by what became of them.", ("method", "outcome")
+    ),
+    "cloud_provider_remaining_requests": Metric(
+        "gauge", "Requests that Azure says are left, by its own name of the limit.", ("limit",)
+    ),
     "imds_operations_duration_seconds": _durations("getting a token", _SECONDS, "operation_type"),
     "imds_operations_errors_count": Metric("counter", "Tokens that could not be had.", ("operation_type",)),
     "kubernetes_api_operations_errors_count": Metric(
@@ -66,6 +72,12 @@ METRICS: Mapping[str, Metric] = {
     ),
     "mic_cycle_count": Metric("counter", "Cycles of MIC that had work to do."),
     "mic_cycle_duration_seconds": _durations("a cycle of MIC", _MINUTES),
+    "mic_assignment_duration_seconds": _durations(
+        "giving a pod all its identities, from the moment when MIC knew of pod and node,", _MINUTES
+    ),
+    "mic_skipped_pods": Metric("gauge", "Pods that lack an identity, by the code of the reason.", ("reason",)),
+    "mic_waiting_assignments": Metric("gauge", "Assignments that wait for their host.", ("host",)),
+    "mic_waiting_seconds": Metric("gauge", "How long the first of them has waited.", ("host",)),
     "mic_quarantined_identities": Metric(
         "gauge", "Identities that a host has refused and that wait for another try.", ("host",)
     ),
