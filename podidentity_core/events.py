@@ -6,8 +6,9 @@ Source: aad-pod-identity pkg/mic/mic.go (the lines are named at each). There the
 
 from __future__ import annotations
 
-from podidentity_core.model import Assignment, AssignmentState, Binding
+from podidentity_core.model import Assignment, AssignmentState, Binding, Pod
 from podidentity_core.ports import Event, Severity
+from podidentity_core.reasons import Explanation
 
 
 def applied(assignment: Assignment) -> Event:
@@ -23,6 +24,19 @@ def apply_failed(assignment: Assignment, problem: str) -> Event:
         f"for pod {assignment.pod}, error: {problem}"
     )
     return _on_binding(assignment, Severity.WARNING, "binding apply error", message)
+
+
+def not_assigned(pod: Pod, problem: str) -> Event:
+    """The same, at the pod that waits for it. The original told pods nothing."""
+    return Event(Pod, pod.key, pod.uid, Severity.WARNING, _NOT_ASSIGNED, problem)
+
+
+def skipped(pod: Pod, explanation: Explanation) -> Event:
+    """The pod lacks an identity, for a reason that its owner can do something about."""
+    return Event(Pod, pod.key, pod.uid, Severity.WARNING, _NOT_ASSIGNED, str(explanation))
+
+
+_NOT_ASSIGNED = "AzureIdentityNotAssigned"
 
 
 def create_failed(assignment: Assignment, problem: str) -> Event:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from podidentity_azure.hosts import AzureHosts
 from podidentity_core.planning import Rules
 from podidentity_core.ports import LeaderLock
 from podidentity_core.services.assignment import AssignmentPorts, AssignmentService, AssignmentSettings
+from podidentity_core.services.dry_run import DryEvents, DryHosts, DryLock, DryStore
 from podidentity_core.services.hosts import HostLimits
 from podidentity_k8s.api import Connection, KubeApi
 from podidentity_k8s.assignments import KubeAssignments
@@ -42,6 +43,7 @@ class Mic:
     prepare: Callable[[], Awaitable[None]]
     work: Callable[[], Awaitable[None]]
     follow_azure_json: Callable[[], Coroutine[Any, Any, None]]
+    render_metrics: Callable[[], bytes]
     meter: PrometheusMeter
 
 
@@ -74,10 +76,12 @@ async def connected(config: MicConfig, environ: Mapping[str, str]) -> AsyncItera
             meter=tools.meter,
             chance=random.random,
         )
-        settings = _settings(config, azure)
+        if config.dry_run:
+            ports = replace(ports, store=DryStore(), hosts=DryHosts(hosts), events=DryEvents(), lock=DryLock())
+        terms = _Terms(ports, _settings(config, azure), tools.meter)
 
         async def prepare() -> None:
-            if config.type_upgrade:
+            if config.type_upgrade and not config.dry_run:
                 mark = partial(mark_type_upgrade, config_map=config.config_map_name, key=config.type_upgrade_key)
                 await mark(unlimited, namespace=config.pod_namespace, version=build.version)
 
@@ -85,12 +89,35 @@ async def connected(config: MicConfig, environ: Mapping[str, str]) -> AsyncItera
             await hosts.reconfigure(load_azure_config(config.cloudconfig, environ))
 
         yield Mic(
-            lock=lock,
+            lock=ports.lock,
             prepare=prepare,
-            work=lambda: AssignmentService(ports, settings).run(),
+            work=terms.work,
             follow_azure_json=lambda: follow_file(config.cloudconfig, fingerprint, take_up_azure_json, tools.clock),
+            render_metrics=terms.render_metrics,
             meter=tools.meter,
         )
+
+
+class _Terms:
+    """The work of each term, and what can be measured of the one that runs."""
+
+    def __init__(self, ports: AssignmentPorts, settings: AssignmentSettings, meter: PrometheusMeter) -> None:
+        self._ports = ports
+        self._settings = settings
+        self._meter = meter
+        self._service: AssignmentService | None = None
+
+    async def work(self) -> None:
+        self._service = AssignmentService(self._ports, self._settings)
+        try:
+            await self._service.run()
+        finally:
+            self._service = None
+
+    def render_metrics(self) -> bytes:
+        if self._service is not None:
+            self._service.measure()
+        return self._meter.render()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +148,9 @@ def _settings(config: MicConfig, azure: AzureConfig) -> AssignmentSettings:
     own = frozenset({azure.managed_identity.lower()}) if azure.managed_identity else frozenset[str]()
     return AssignmentSettings(
         rules=Rules(namespaced=config.namespaced, immutable=config.immutable_ids | own),
-        limits=HostLimits(retries=config.host_retries, retry_interval_s=config.host_retry_interval_s),
+        limits=HostLimits(
+            grace_s=config.grace_s, retries=config.host_retries, retry_interval_s=config.host_retry_interval_s
+        ),
         parallel_writes=config.concurrent_writes,
         resync_interval_s=config.replan_interval_s,
         drift_interval_s=config.drift_interval_s,

@@ -41,7 +41,7 @@ async def run(config: MicConfig) -> int:
         mic = await stack.enter_async_context(connected(config, os.environ))
         probe = await start_probe(config.probe_port, lambda: term.active)
         stack.push_async_callback(probe.stop, 0)
-        metrics = await start_metrics(config.metrics_port, mic.meter.render)
+        metrics = await start_metrics(config.metrics_port, mic.render_metrics)
         stack.push_async_callback(metrics.stop, 0)
         leading = asyncio.create_task(mic.lock.lead(lambda: _serve_term(mic, term)), name="lead")
         stack.push_async_callback(stopped, leading)

@@ -45,6 +45,8 @@ FLAGS: Sequence[Flag] = (
     Flag("update-user-msi-max-retry", "int", 2, "further attempts without the identities that a host refused"),
     Flag("update-user-msi-retry-interval", "duration", 1.0, "pause before each of them"),
     Flag("identity-assignment-reconcile-interval", "duration", 180.0, "time between drift checks; 0: none"),
+    Flag("identity-grace-period", "duration", 60.0, "how long an identity stays on a host that nobody needs there"),
+    Flag("dry-run", "bool", False, "watch, plan and log what would be done; write nothing"),
     Flag("custom-user-agent", "string", "", "text after the user agent towards Azure and Kubernetes"),
     *klog.FLAGS,
 )
@@ -74,6 +76,8 @@ class MicConfig:
     """In lower case."""
     host_retries: int
     host_retry_interval_s: float
+    grace_s: float
+    dry_run: bool
     config_map_name: str
     type_upgrade_key: str
     type_upgrade: bool
@@ -112,6 +116,8 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> MicConfig:
         immutable_ids=_ids(given.text("immutable-user-msis")),
         host_retries=given.whole("update-user-msi-max-retry"),
         host_retry_interval_s=given.number("update-user-msi-retry-interval"),
+        grace_s=given.number("identity-grace-period"),
+        dry_run=given.switch("dry-run"),
         config_map_name=given.nonempty("config-map-name"),
         type_upgrade_key=given.nonempty("type-upgrade-status-key"),
         type_upgrade=given.switch("enable-type-upgrade"),

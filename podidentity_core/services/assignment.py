@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from podidentity_core import events
 from podidentity_core.model import AssignmentState, Change, Identity, Key, Seen, Synced, Unusable
 from podidentity_core.planning import Planner, PodPlan, Rules
 from podidentity_core.ports import AssignmentStore, Clock, ClusterReader, EventSink, HostIdentities, LeaderLock, Meter
-from podidentity_core.reasons import Explanation
+from podidentity_core.reasons import Explanation, Reason
 from podidentity_core.resource_ids import Host, IdentityResource
 from podidentity_core.services.hosts import HostLimits, HostWorker
 from podidentity_core.services.pods import PodTools, PodWorker
@@ -78,7 +80,9 @@ class AssignmentService:
         self._host_turns: WorkQueue[Host] = WorkQueue(
             self._host_turn, clock=ports.clock, chance=ports.chance, parallel=1000, patient=True
         )
+        self._waiting_since_s: dict[Key, float] = {}
         self._explained: dict[Key, tuple[Explanation, ...]] = {}
+        self._skipped: Counter[str] = Counter()
         self._seen_on: dict[Host, tuple[frozenset[IdentityResource] | None, int]] = {}
 
     async def run(self) -> None:
@@ -140,6 +144,7 @@ class AssignmentService:
         for pod in concerned:
             plan = self._planner.pod_plan(pod)
             self._explain(pod, plan.skipped)
+            self._time(pod, plan)
             if _has_work(plan):
                 self._pod_turns.add(pod)
 
@@ -147,12 +152,37 @@ class AssignmentService:
         """Log why a pod lacks an identity, once for each new reason."""
         if self._explained.get(pod, ()) == skipped:
             return
-        for explanation in skipped:
-            log.info("%s", explanation)
+        before = self._explained.pop(pod, ())
         if skipped:
             self._explained[pod] = skipped
-        else:
-            self._explained.pop(pod, None)
+        for explanation in skipped:
+            log.info("%s", explanation)
+            if explanation not in before and explanation.reason not in _NO_NEWS and pod in self._view.pods:
+                self._ports.events.publish(events.skipped(self._view.pods[pod], explanation))
+        for explanations, step in ((before, -1), (skipped, 1)):
+            for code in {explanation.code for explanation in explanations}:
+                self._skipped[code] += step
+                self._ports.meter.gauge("mic_skipped_pods", self._skipped[code], reason=code)
+
+    def _time(self, pod: Key, plan: PodPlan) -> None:
+        """Measure how long a pod waits for its identities."""
+        now_s = self._ports.clock.monotonic_s()
+        if plan.create or plan.update or any(kept.state in _WAITING for kept in plan.keep):
+            self._waiting_since_s.setdefault(pod, now_s)
+            return
+        began_s = self._waiting_since_s.pop(pod, None)
+        if began_s is not None and plan.keep:
+            self._ports.meter.observe("mic_assignment_duration_seconds", now_s - began_s)
+
+    def measure(self) -> None:
+        """Set the gauges that go with time: how many assignments wait for each host, and since when."""
+        now_s = self._ports.clock.monotonic_s()
+        for host in self._planner.hosts():
+            plans = [(pod, self._planner.pod_plan(pod)) for pod in self._planner.pods_on(host)]
+            waiting = [pod for pod, plan in plans for kept in plan.keep if kept.state in _WAITING]
+            first_s = min((self._waiting_since_s.get(pod, now_s) for pod in waiting), default=now_s)
+            self._ports.meter.gauge("mic_waiting_assignments", len(waiting), host=host.name)
+            self._ports.meter.gauge("mic_waiting_seconds", now_s - first_s, host=host.name)
 
     def _ask_host(self, host: Host) -> None:
         self._host_turns.add(host)
@@ -177,6 +207,10 @@ class AssignmentService:
                 self._pod_turns.add(pod)
 
 
+_WAITING = (AssignmentState.CREATED, AssignmentState.UNASSIGNED)
+_NO_NEWS = (Reason.NOT_SCHEDULED, Reason.POD_FINISHED)
+"""Reasons that are no fault of anybody's."""
+
+
 def _has_work(plan: PodPlan) -> bool:
-    waiting = (AssignmentState.CREATED, AssignmentState.UNASSIGNED)
-    return bool(plan.create or plan.update or plan.delete) or any(a.state in waiting for a in plan.keep)
+    return bool(plan.create or plan.update or plan.delete) or any(kept.state in _WAITING for kept in plan.keep)

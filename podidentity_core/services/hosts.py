@@ -50,7 +50,7 @@ class HostLimits:
 class _HostDesk:
     refusals: Refusals
     record: HostRecord = field(default_factory=HostRecord)
-    superfluous_since_s: dict[IdentityResource, float] = field(default_factory=dict)
+    stay_until_s: dict[IdentityResource, float] = field(default_factory=dict)
     gathering_since_s: float | None = None
 
 
@@ -185,11 +185,9 @@ class HostWorker:
     def _after_grace(self, desk: _HostDesk, leaving: frozenset[IdentityResource]) -> frozenset[IdentityResource]:
         """Those of *leaving* that nobody has needed for long enough."""
         now_s = self._clock.monotonic_s()
-        since_s = desk.superfluous_since_s
-        desk.superfluous_since_s = {resource: since_s.get(resource, now_s) for resource in leaving}
-        return frozenset(
-            resource for resource, then_s in desk.superfluous_since_s.items() if now_s - then_s >= self._limits.grace_s
-        )
+        known, until_s = desk.stay_until_s, now_s + self._limits.grace_s
+        desk.stay_until_s = {resource: known.get(resource, until_s) for resource in leaving}
+        return frozenset(resource for resource, until_s in desk.stay_until_s.items() if now_s >= until_s)
 
     async def _write(self, host: Host, desk: _HostDesk, change: HostChange) -> None:
         desk.record.begin(change)
@@ -226,7 +224,7 @@ class HostWorker:
         retry_s = desk.refusals.next_look_s(needs.needed | needs.leaving)
         self._meter.gauge("mic_quarantined_identities", len(desk.refusals), host=host.name)
         now_s = self._clock.monotonic_s()
-        waits_s = [then_s + self._limits.grace_s - now_s for then_s in desk.superfluous_since_s.values()]
+        waits_s = [until_s - now_s for until_s in desk.stay_until_s.values()]
         return min((wait_s for wait_s in (retry_s, *waits_s) if wait_s is not None and wait_s > 0), default=None)
 
     def _waiting(self, host: Host, concerns: Callable[[IdentityResource], bool]) -> Iterable[Assignment]:
@@ -244,6 +242,8 @@ class HostWorker:
         problem = f"{error} ({reason.code}: {reason.remedy})"
         for assignment in assignments:
             self._events.publish(events.apply_failed(assignment, problem))
+            if (pod := self._view.pods.get(assignment.pod)) is not None:
+                self._events.publish(events.not_assigned(pod, f"{assignment.identity.key}: {problem}"))
 
 
 def _named(change: HostChange, error: IdentitiesRefused) -> frozenset[IdentityResource]:

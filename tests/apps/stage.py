@@ -62,7 +62,8 @@ class Stage:
         """Start a MIC, which ends with the stage."""
         files = (f"--kubeconfig={self.sandbox.kubeconfig}", f"--cloudconfig={self.sandbox.azure_json}")
         environ = self.sandbox.client_environment
-        return await self.stack.enter_async_context(daemon("mic", *files, *ANY_PORTS, *flags, environ=environ))
+        at_once = "--identity-grace-period=0s"
+        return await self.stack.enter_async_context(daemon("mic", *files, *ANY_PORTS, at_once, *flags, environ=environ))
 
     async def first_work(self) -> None:
         """Let MIC assign something: the first time it loads Azure's libraries, which takes long on a busy machine."""

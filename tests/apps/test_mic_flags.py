@@ -52,6 +52,12 @@ skip_headers bool False
 skip_log_headers bool False
 """
 
+OWN = """
+identity-grace-period duration 60.0
+dry-run bool False
+"""
+"""The flags that the original does not have."""
+
 DEFAULT = MicConfig(
     kubeconfig="",
     cloudconfig="",
@@ -71,6 +77,8 @@ DEFAULT = MicConfig(
     immutable_ids=frozenset(),
     host_retries=2,
     host_retry_interval_s=1.0,
+    grace_s=60.0,
+    dry_run=False,
     config_map_name="aad-pod-identity-config",
     type_upgrade_key="type-upgrade-status",
     type_upgrade=True,
@@ -80,10 +88,10 @@ DEFAULT = MicConfig(
 )
 
 
-def test_flags_kinds_and_defaults_are_the_originals() -> None:
+def test_flags_kinds_and_defaults_are_the_originals_but_for_our_own() -> None:
     ours = {f"{flag.name} {flag.kind} {flag.default!r}" for flag in FLAGS}
 
-    assert ours == set(ORIGINAL.strip().splitlines())
+    assert ours == {*ORIGINAL.strip().splitlines(), *OWN.strip().splitlines()}
     assert len(FLAGS) == len(ours)
 
 
@@ -98,6 +106,9 @@ def test_without_flags_all_is_as_in_the_original() -> None:
         ("-kubeconfig /k", {"kubeconfig": "/k"}),
         ("--cloudconfig=/etc/kubernetes/azure.json", {"cloudconfig": "/etc/kubernetes/azure.json"}),
         ("--forceNamespaced", {"namespaced": True}),
+        ("--identity-grace-period=5m", {"grace_s": 300.0}),
+        ("--identity-grace-period=0", {"grace_s": 0.0}),
+        ("--dry-run", {"dry_run": True}),
         ("-forceNamespaced=true", {"namespaced": True}),
         ("--syncRetryDuration=1h30m", {"replan_interval_s": 5400.0}),
         ("--leader-election-instance=mic-0", {"lease_identity": "mic-0"}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from podidentity_core.model import Assignment, Node, Thing
+from podidentity_core.model import Assignment, Node, Pod, Thing
 from podidentity_core.ports import Event
 from podidentity_core.resource_ids import Host
 from podidentity_core.services.assignment import AssignmentPorts, AssignmentService, AssignmentSettings
@@ -53,8 +53,8 @@ class Mic:
         ports = AssignmentPorts(
             self.cluster, self.cluster, self.hosts, self.events, self.lock, self.clock, self.meter, lambda: 0.0
         )
-        service = AssignmentService(ports, self.settings)
-        self._work = asyncio.create_task(self.lock.lead(service.run))
+        self.service = AssignmentService(ports, self.settings)
+        self._work = asyncio.create_task(self.lock.lead(self.service.run))
         await settle()
 
     async def crash(self) -> None:
@@ -92,8 +92,13 @@ class Mic:
 
     @property
     def told(self) -> list[str]:
-        """The reasons of the events, in order."""
-        return [event.reason for event in self.events.published]
+        """The reasons of the events at bindings and assignments, in order; `told_pods` has the others."""
+        return [event.reason for event in self.events.published if event.kind is not Pod]
+
+    @property
+    def told_pods(self) -> list[tuple[str, str]]:
+        """Pods that got an event, and what it says."""
+        return [(event.key.name, event.message) for event in self.events.published if event.kind is Pod]
 
     def events_of(self, reason: str) -> list[Event]:
         return [event for event in self.events.published if event.reason == reason]

@@ -9,11 +9,12 @@ from dataclasses import replace
 import pytest
 
 from podidentity_core.errors import Conflict, NotFound, PermissionRefused, PodIdentityError, Throttled, TransientError
-from podidentity_core.model import AssignmentState, Binding, IdentityKind, Key, PodPhase, Thing, Unusable
+from podidentity_core.model import AssignmentState, Binding, IdentityKind, Key, Pod, PodPhase, Thing, Unusable
 from podidentity_core.planning import Rules
 from podidentity_core.ports import Severity
 from podidentity_core.reasons import Reason, because
 from podidentity_core.services.assignment import AssignmentSettings
+from podidentity_core.services.hosts import HostLimits
 from podidentity_core.testing.builders import (
     assignment,
     binding,
@@ -433,13 +434,15 @@ class TestHostsThatFail:
     async def test_the_event_names_binding_node_pod_problem_and_remedy(self, mic: Start) -> None:
         async with mic(*ALL, before=lambda it: it.hosts.fail_next(PermissionRefused("no right"))) as it:
             await it.after(0)
-            (event,) = it.events.published
+            (event,) = it.events_of("binding apply error")
+            told_pods = it.told_pods
 
         assert event.severity is Severity.WARNING
         assert event.message.startswith(
             "failed to apply binding default/web node node-1 for pod default/web-0, error: no right"
         )
         assert "PI502" in event.message
+        assert [(name, "default/web: no right (PI502" in message) for name, message in told_pods] == [("web-0", True)]
 
     async def test_a_removal_that_fails_is_tried_again(self, mic: Start) -> None:
         """TestMICStateFlow, TestSyncRetryLoop."""
@@ -691,6 +694,110 @@ class TestDrift:
             await it.after(180 + SOON_S)
 
             assert [it.on(vm(f"n{i}")) for i in (1, 2)] == [{"web"}, {"web"}]
+
+
+class TestTellMeWhy:
+    """Events at the pod, and measures, for those who wait for an identity."""
+
+    async def test_a_pod_without_a_binding_is_told_once(self, mic: Start) -> None:
+        async with mic(*ALL, pod("lost", label="nobody")) as it:
+            await it.after(SOON_S)
+            it.put(pod("lost", label="nobody", labels={"edited": "yes"}))
+            await it.after(3600)
+
+            assert [name for name, _ in it.told_pods] == ["lost"]
+            assert "no AzureIdentityBinding selects pod default/lost" in it.told_pods[0][1]
+            assert it.meter.gauges["mic_skipped_pods:PI102"] == 1
+
+    async def test_when_the_reason_goes_it_counts_no_more(self, mic: Start) -> None:
+        async with mic(*ALL, pod("lost", label="nobody")) as it:
+            await it.after(SOON_S)
+            it.put(binding("late", identity_name="web", selector="nobody"))
+            await it.after(SOON_S)
+
+            assert it.meter.gauges["mic_skipped_pods:PI102"] == 0
+            assert it.states["lost-default-web"] == "Assigned"
+
+    @pytest.mark.parametrize("waiting", [pod("new", node=""), pod("done", phase=PodPhase.SUCCEEDED)])
+    async def test_what_is_nobody_s_fault_is_no_event(self, mic: Start, waiting: Pod) -> None:
+        async with mic(*ALL, waiting) as it:
+            await it.after(SOON_S)
+
+            assert it.told_pods == []
+
+    async def test_the_time_from_pod_to_identity_is_measured(self, mic: Start) -> None:
+        async with mic(*ALL) as it:
+            await it.after(10)
+            it.put(pod("second"))
+            it.put(replace(POD, labels={"edited": "yes"}))
+            await it.after(10)
+
+            (first_s, second_s) = it.meter.observed["mic_assignment_duration_seconds"]
+            assert ARM_S <= first_s <= SOON_S
+            assert second_s == 0
+
+    async def test_what_waits_for_a_host_is_measured_when_somebody_looks(self, mic: Start) -> None:
+        async with mic(*ALL) as it:
+            await it.after(ARM_S - 0.5)
+            it.service.measure()
+            waiting = (it.meter.gauges["mic_waiting_assignments:node-1"], it.meter.gauges["mic_waiting_seconds:node-1"])
+            await it.after(10)
+            it.service.measure()
+
+            assert waiting == (1, ARM_S - 0.5)
+            assert it.meter.gauges["mic_waiting_assignments:node-1"] == 0
+
+
+class TestGrace:
+    """Identities stay on their host for a while when their last pod has gone."""
+
+    SETTINGS = AssignmentSettings(limits=HostLimits(grace_s=60.0))
+
+    async def test_a_pod_that_is_replaced_costs_azure_nothing(self, mic: Start) -> None:
+        async with mic(*ALL, settings=self.SETTINGS) as it:
+            await it.after(SOON_S)
+            it.remove(POD)
+            await it.after(30)
+            between = it.states
+            it.put(replace(POD, uid="another"))
+            await it.after(0)
+
+            assert between == {NAME: "Unassigned"}
+            assert it.states == {NAME: "Assigned"}
+            assert len(it.hosts.changes) == 1
+
+    async def test_it_leaves_in_the_end_and_its_record_with_it(self, mic: Start) -> None:
+        async with mic(*ALL, settings=self.SETTINGS) as it:
+            await it.after(SOON_S)
+            it.remove(POD)
+            await it.after(59)
+            before = (it.states, it.on())
+            await it.after(1 + SOON_S)
+
+            assert before == ({NAME: "Unassigned"}, {"web"})
+            assert (it.states, it.on()) == ({}, set())
+
+    async def test_a_revoked_binding_ends_service_at_once(self, mic: Start) -> None:
+        async with mic(*ALL, settings=self.SETTINGS) as it:
+            await it.after(SOON_S)
+            it.remove(BINDING)
+            await it.after(0)
+
+            assert it.states == {NAME: "Unassigned"}
+
+    async def test_a_successor_waits_anew_and_finishes_the_work(self, mic: Start) -> None:
+        async with mic(*ALL, settings=self.SETTINGS) as it:
+            await it.after(SOON_S)
+            it.remove(POD)
+            await it.after(30)
+            await it.crash()
+            await it.start()
+            await it.after(59)
+            before = it.on()
+            await it.after(1 + SOON_S)
+
+            assert before == {"web"}
+            assert (it.states, it.on()) == ({}, set())
 
 
 class TestLeadership:

@@ -18,7 +18,7 @@ from podidentity_core.errors import (
     Throttled,
     TransientError,
 )
-from podidentity_core.model import Assignment, AssignmentState, Gone, Seen, Thing
+from podidentity_core.model import Assignment, AssignmentState, Binding, Gone, Seen, Thing
 from podidentity_core.planning import Planner
 from podidentity_core.ports import HostState
 from podidentity_core.resource_ids import Host, IdentityResource
@@ -118,7 +118,9 @@ class Turn:
         """Bindings that got an event, and the codes in it."""
         codes = ("PI501", "PI502")
         return [
-            (event.key.name, next(code for code in codes if code in event.message)) for event in self.events.published
+            (event.key.name, next(code for code in codes if code in event.message))
+            for event in self.events.published
+            if event.kind is Binding
         ]
 
 
