@@ -163,15 +163,6 @@ async def test_nmi_needs_a_kubeconfig_that_says_where_the_cluster_is(files: Path
     assert all(word in line for word in (f"{files}/kubeconfig", "KUBECONFIG"))
 
 
-async def test_nmi_refuses_kubenet_in_words(tmp_path: Path) -> None:
-    (tmp_path / "kubelet").write_text("KUBELET_FLAGS=--network-plugin=kubenet\n")
-
-    code, output = await said("nmi", "--node=n", f"--kubelet-config={tmp_path}/kubelet")
-
-    assert (code, "Traceback" in output) == (1, False)
-    assert all(word in output for word in ("kubenet", "--allow-network-plugin-kubenet"))
-
-
 @pytest.mark.parametrize("flag", ["--http-probe-port", "--prometheus-port"])
 async def test_a_port_of_mic_that_is_taken(files: Path, taken: int, flag: str) -> None:
     others = {"--http-probe-port=0", "--prometheus-port=0"} - {f"{flag}=0"}
