@@ -34,7 +34,8 @@ format: $(READY)  ## Rewrite the sources in the project's format
 	@$(VENV)/bin/ruff format .
 	@$(VENV)/bin/ruff check --fix .
 
-test-cluster: $(READY)  ## Real API server and real interception; needs root
+test-cluster: $(READY)  ## Real API server, real interception, real Azure SDKs; needs root
+	@$(PY) -m tests.cluster.sdks.build
 	@$(PY) -m pytest --override-ini norecursedirs= tests/cluster
 
 bench: $(READY)  ## Print what the hot paths cost
@@ -44,5 +45,5 @@ lock: $(READY)  ## Choose new versions of all dependencies
 	@$(PY) -m pip install --quiet uv
 	@$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --all-extras pyproject.toml -o requirements.lock
 
-clean:  ## Remove what the targets made, but for the API server in .cache
+clean:  ## Remove what the targets made, but for what was built for tests in .cache
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info
