@@ -10,10 +10,13 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
 
+from apps.connections import ConnectionLimits, Peers, affordable
+from apps.limited_http import Parser, connection_class
 from podidentity_core.errors import ConfigurationError
 
 Scope = MutableMapping[str, Any]
@@ -23,7 +26,9 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 """An ASGI application; FastAPI is one."""
 
 ALL_INTERFACES = ""
-_KEEP_ALIVE_S = 90  # longer than usual scrape intervals and than the time SDKs keep an idle connection
+_LIMITS = ConnectionLimits()
+_BACKLOG = 4096  # connections that wait to be accepted; the kernel's own limit is no higher as a rule
+_SEND_BUFFER = 64 * 1024  # the kernel would let it grow to megabytes, and counts it to our pod
 _REMEDIES = {
     errno.EADDRINUSE: "stop the program that uses it, or choose another port with {flag}",
     errno.EACCES: "choose a port from 1024 on with {flag}, or run with the right to use this one",
@@ -41,11 +46,13 @@ class Server:
 
     port: int
     _server: uvicorn.Server
-    _clock: asyncio.Task[None]
+    _peers: Peers
+    _housekeeping: asyncio.Task[None]
 
     async def stop(self, grace_s: float) -> None:
         """Accept nothing more, let running requests end, and cancel those that have not after *grace_s*."""
-        self._clock.cancel()
+        self._housekeeping.cancel()
+        self._peers.close()
         for listener in self._server.servers:
             listener.close()
         await asyncio.sleep(0)  # a connection that was accepted just now becomes known
@@ -59,16 +66,30 @@ class Server:
             await asyncio.gather(*late, return_exceptions=True)
 
 
-async def start_server(app: Application, host: str, port: int, *, flag: str, date_header: bool = True) -> Server:
+async def start_server(
+    app: Application,
+    host: str,
+    port: int,
+    *,
+    flag: str,
+    date_header: bool = True,
+    http: Parser = "httptools",
+    limits: ConnectionLimits = _LIMITS,
+) -> Server:
     """Listen on *host* (empty: all interfaces, IPv4 and IPv6) and *port* (0: a free one), and serve *app*.
 
-    The peer's address is the socket's, whatever the request's headers say. Signals are the caller's affair.
+    The peer's address is the socket's, whatever the request's headers say. Bodies of requests are dropped. Signals are
+    the caller's affair. *http* is the parser: h11 is for platforms without httptools, and slower.
     Raises BindError, which names *flag* as the way to another port.
     """
     listener = _bound(host, port, flag)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)  # its connections inherit it
+    peers = Peers(affordable(limits), listener)
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=cast("type[asyncio.Protocol]", partial(connection_class(http), peers=peers)),
+        h11_max_incomplete_event_size=2 * limits.head_bytes,  # not what limits it: connections.py does
+        backlog=_BACKLOG,
         ws="none",
         lifespan="off",
         interface="asgi3",
@@ -78,7 +99,6 @@ async def start_server(app: Application, host: str, port: int, *, flag: str, dat
         proxy_headers=False,  # or a pod could choose its own address with X-Forwarded-For
         server_header=False,
         date_header=date_header,
-        timeout_keep_alive=_KEEP_ALIVE_S,
     )
     config.load()
     server = uvicorn.Server(config)
@@ -86,8 +106,8 @@ async def start_server(app: Application, host: str, port: int, *, flag: str, dat
     server.lifespan = config.lifespan_class(config)
     await server.on_tick(0)
     await server.startup(sockets=[listener])
-    clock = asyncio.create_task(_keep_date(server), name="date header")
-    return Server(listener.getsockname()[1], server, clock)
+    housekeeping = asyncio.create_task(_keep_house(server, peers), name="connections")
+    return Server(listener.getsockname()[1], server, peers, housekeeping)
 
 
 def wait_for_termination(loop: asyncio.AbstractEventLoop) -> asyncio.Future[signal.Signals]:
@@ -106,11 +126,12 @@ def wait_for_termination(loop: asyncio.AbstractEventLoop) -> asyncio.Future[sign
     return received
 
 
-async def _keep_date(server: uvicorn.Server) -> None:
-    """Renew the `Date` header that the server puts into each answer."""
-    while server.config.date_header:
-        await asyncio.sleep(1)
+async def _keep_house(server: uvicorn.Server, peers: Peers) -> None:
+    """Renew the `Date` header that the server puts into each answer, and end connections that take too long."""
+    while True:
+        await asyncio.sleep(peers.limits.sweep_s)
         await server.on_tick(0)
+        peers.sweep()
 
 
 def _bound(host: str, port: int, flag: str) -> socket.socket:

@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 _TOKEN_METHODS = ("GET",)
 _PASSED_METHODS = ("GET", "HEAD")
 
+_SHOWN_CHARS = 200
+"""As much of what a pod has made up goes into the log."""
+
 T = TypeVar("T")
 
 Passthrough = Callable[[str, Scope, Send], Coroutine[Any, Any, int]]
@@ -173,8 +176,8 @@ class MetadataEndpoint:
         answer = not_allowed(scope["method"], _PASSED_METHODS) if refusal is None else denial(refusal)
         log.warning(
             "refused req.method=%s reg.path=%r req.remote=%s, error: %s",
-            scope["method"],
-            scope["path"],
+            scope["method"][:_SHOWN_CHARS],
+            scope["path"][:_SHOWN_CHARS],
             _address(scope),
             refusal or "method not allowed",
         )

@@ -56,7 +56,13 @@ class ImdsPassthrough:
         """Fetch *path* with the request's query, and answer with what comes back; returns its status."""
         target = path.encode() + (b"?" + scope["query_string"] if scope["query_string"] else b"")
         headers = [(name, value) for name, value in scope["headers"] if name in (b"metadata", b"accept")]
-        request = self._http.build_request(scope["method"], self._endpoint.copy_with(raw_path=target), headers=headers)
+        try:
+            url = self._endpoint.copy_with(raw_path=target)
+        except httpx.InvalidURL:  # a '#' in the query, which h11 lets pass
+            answer = denial(because(Reason.BAD_QUERY, problem="it has a character that must be percent-encoded"))
+            await send_answer(send, answer)
+            return answer.status
+        request = self._http.build_request(scope["method"], url, headers=headers)
         request.headers["accept-encoding"] = "identity"
         try:
             response = await self._http.send(request, stream=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,7 @@ NAMED = build.client_id("web")
 RESOURCE_ID = build.resource("web").text
 AT_ONCE = Patience(absent_s=0, created_s=0)
 DEFAULTS = ApiSettings()
+USUAL = ConnectionLimits()
 
 
 def problem(reply: Reply) -> tuple[int, str, str]:
@@ -101,11 +103,11 @@ async def nmi_server(
     following: bool = True,
     endpoint: str = "",
     http: Parser = "httptools",
-    limits: ConnectionLimits = ConnectionLimits(),
+    limits: ConnectionLimits = USUAL,
 ) -> AsyncIterator[NmiServer]:
     """Serve NMI for a cluster with *things*; without *following* it has not heard of them yet.
 
-    *endpoint* is another metadata service than the recording one.
+    *endpoint* is another metadata service than the recording one; *http* is the parser.
     """
     clock, cluster, meter, upstream = FakeClock(), FakeCluster(*things), PrometheusMeter(), Upstream()
     tokens = FakeTokens(clock)
@@ -113,7 +115,7 @@ async def nmi_server(
     service = TokenService(ports, TokenSettings("node-1", namespaced, "default", patience))
     behind = await start_server(upstream, "127.0.0.1", 0, flag="--none")
     passthrough = ImdsPassthrough(endpoint or f"http://127.0.0.1:{behind.port}")
-    app = create_app(service, passthrough, api, ApiPorts(clock, meter))
+    app = create_app(service, passthrough, api, ApiPorts(clock, meter, logging.getLogger("apps.nmi.audit").log))
     server = await start_server(app, "127.0.0.1", 0, flag="--nmi-port", date_header=False, http=http, limits=limits)
     work = asyncio.create_task(service.run()) if following else None
     try:

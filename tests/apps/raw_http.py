@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import io
 from collections.abc import Mapping
@@ -51,19 +52,56 @@ async def send(port: int, raw: bytes, *, address: str) -> Reply:
             writer.close()
 
 
+async def exchange(port: int, raw: bytes, *, address: str, half_close: bool = False) -> bytes:
+    """Send *raw* on a connection of its own and return all that comes back until the server closes it, or resets it.
+
+    With *half_close* the client says that nothing more comes.
+    """
+    async with asyncio.timeout(DEADLINE_S):
+        reader, writer = await connect(port, address)
+        try:
+            writer.write(raw)
+            if half_close:
+                writer.write_eof()
+            return await until_the_end(reader)
+        finally:
+            writer.transport.abort()
+
+
+async def until_the_end(reader: asyncio.StreamReader) -> bytes:
+    """Return all that still comes; a reset is an end, too."""
+    parts: list[bytes] = []
+    with contextlib.suppress(ConnectionError):
+        while part := await reader.read(65536):
+            parts.append(part)
+    return b"".join(parts)
+
+
 def parsed(raw: bytes, *, method: str = "GET") -> Reply:
     """Read one answer to *method*. Raises http.client.HTTPException for what is none."""
-    response = http.client.HTTPResponse(cast("Any", _Canned(raw)), method=method)
+    return _next_reply(_Canned(raw), method)
+
+
+def all_parsed(raw: bytes, *, method: str = "GET") -> list[Reply]:
+    """Read answers that follow each other, the first one to *method*. Raises HTTPException for what is none."""
+    stream, replies = _Canned(raw), list[Reply]()
+    while stream.tell() < len(raw):
+        replies.append(_next_reply(stream, "GET" if replies else method))
+    return replies
+
+
+def _next_reply(stream: _Canned, method: str) -> Reply:
+    response = http.client.HTTPResponse(cast("Any", stream), method=method)
     response.begin()
     headers = tuple((name.lower(), value) for name, value in response.getheaders())
     return Reply(response.status, headers, response.read())
 
 
-class _Canned:
-    """As much of a socket as `http.client` looks at."""
+class _Canned(io.BytesIO):
+    """As much of a socket as `http.client` looks at. An answer's end leaves the rest readable."""
 
-    def __init__(self, raw: bytes) -> None:
-        self._raw = raw
+    def makefile(self, *_: object) -> _Canned:
+        return self
 
-    def makefile(self, *_: object) -> io.BytesIO:
-        return io.BytesIO(self._raw)
+    def close(self) -> None:
+        pass
