@@ -75,6 +75,7 @@ async def daemon(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         start_new_session=True,
+        preexec_fn=_take_interrupts,
     )
     running = Daemon(name, process)
     try:
@@ -82,6 +83,11 @@ async def daemon(
     finally:
         if process.returncode is None:
             await running.end(signal.SIGKILL)
+
+
+def _take_interrupts() -> None:
+    """Undo what a shell does to everything that it starts in the background: there SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 async def until(condition: Callable[[], Any], what: str = "") -> Any:
