@@ -80,15 +80,16 @@ class Callers:
         if self._waiters.ended:
             return ()
         looking = asyncio.ensure_future(self._fresh.read(since_s))
-        await wait_at_most(until_s - self._clock.monotonic_s(), asyncio.wait({looking}), self._clock)
-        if not looking.done():
-            looking.cancel()
-            return ()
         try:
+            await wait_at_most(until_s - self._clock.monotonic_s(), asyncio.wait({looking}), self._clock)
+            if not looking.done():
+                return ()
             pods = looking.result()
         except PodIdentityError as error:
             log.warning("the API server cannot be asked for the pod at %s: %s", address, error)
             return ()
+        finally:
+            looking.cancel()
         return self._view.pods_at(address) or [pod for pod in pods if address in sending_addresses(pod)]
 
 
