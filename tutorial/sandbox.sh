@@ -136,5 +136,5 @@ fi
 
 say "The pod goes, and MIC takes the identity off the node"
 kube delete deployment/demo
-kube wait --for delete azureassignedidentities --all --timeout 60s
+kube wait --for delete azureassignedidentities --all --timeout 150s  # MIC keeps an identity on the host for a minute
 say "All of it happened"

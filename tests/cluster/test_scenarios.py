@@ -71,7 +71,7 @@ def test_pods_get_their_own_identity_or_none(
 def test_the_identity_of_a_deleted_pod_leaves_the_host(
     azure: AzureSide, cluster: Cluster, kubelet: Kubelet, programs: Programs
 ) -> None:
-    programs.start_mic()
+    programs.start_mic("--identity-grace-period=3s")
     programs.start_nmi().wait_for_line("in order")
     demo = bind(cluster, azure, "demo")
     running = kubelet.run(pod("demo", selector="demo"))
@@ -79,6 +79,8 @@ def test_the_identity_of_a_deleted_pod_leaves_the_host(
 
     kubelet.delete(running)
 
+    until(lambda: set(assignments(cluster).values()) == {"Unassigned"}, "nobody is served by it any more", within_s=10)
+    assert azure.identities_on_host()
     until(lambda: not azure.identities_on_host(), f"{demo} leaves the host", within_s=30)
     until(lambda: not assignments(cluster), "the assignment is deleted", within_s=10)
 
