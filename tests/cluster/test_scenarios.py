@@ -9,7 +9,7 @@ from tests.cluster.kubelet import Kubelet
 from tests.cluster.programs import Programs, answer_of, binding, identity, pod
 from tests.cluster.waiting import until
 
-AFTER_OPERATION_S = 0.2  # the most that may pass between ARM's "done" and the pod's first token
+AFTER_OPERATION_S = 0.5
 
 
 def bind(cluster: Cluster, azure: AzureSide, name: str) -> str:
