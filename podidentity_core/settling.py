@@ -51,12 +51,14 @@ class HostRecord:
 
     *usable* are the identities that pods there can use; None while that is not known. *foreign* are those that
     somebody else put there: assignments that find theirs among them are marked, and never remove it. *ours* are the
-    rest. *changing* are those that a write under way adds or removes. *stale*: look again before the next change.
+    rest, but for *kept*, which stay for good. *changing* are those that a write under way adds or removes. *stale*: look
+    again before the next change.
     """
 
     usable: frozenset[IdentityResource] | None = None
     foreign: frozenset[IdentityResource] = frozenset()
     ours: frozenset[IdentityResource] = frozenset()
+    kept: frozenset[IdentityResource] = frozenset()
     changing: frozenset[IdentityResource] = frozenset()
     stale: bool = True
 
@@ -67,20 +69,21 @@ class HostRecord:
 
     def learn(self, attached: frozenset[IdentityResource], claimed: Set[IdentityResource]) -> None:
         """Take in what the host carries. *claimed* are the identities that stored assignments say MIC put there."""
-        self.ours = attached & (self.ours | claimed)
+        self.ours = attached & (self.ours | claimed) - self.kept
         self.foreign = attached - self.ours
         self.usable = attached
         self.stale = False
 
     def keep(self, kept: Set[IdentityResource]) -> None:
         """*kept* stay on the host for good, also when no assignment says so any more."""
+        self.kept |= kept
         self.ours -= kept
 
     def begin(self, change: HostChange) -> None:
         """A write begins: what it removes may be unusable from now on, and what it adds is there because of us."""
         if self.usable is not None:
             self.usable -= change.remove
-        self.ours |= change.add
+        self.ours |= change.add - self.kept
         self.changing = change.add | change.remove
 
     def refuse(self, change: HostChange) -> None:

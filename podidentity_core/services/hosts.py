@@ -145,6 +145,7 @@ class HostWorker:
             and not assignment.preexisting
             and self._view.host_of(assignment) == host
         )
+        desk.record.keep(self._planner.host_needs(host).kept)  # before the assignments that say so can be gone
         desk.record.learn(state.attached, claimed)
 
     async def _change(self, host: Host, desk: _HostDesk) -> bool:
