@@ -188,6 +188,7 @@ async def test_bad_objects_are_named_and_stop_nobody_else() -> None:
     async with stage() as at_work:
         mic = await at_work.mic()
         await mic.line("pod cache synchronized")
+        await at_work.first_work()
         await at_work.nmi()
         at_work.azure_identity("bent", resourceID="/subscriptions/s/bent", clientID="c")
         at_work.binding("bent")
@@ -241,6 +242,7 @@ async def test_an_identity_that_azure_refuses_stops_nobody_else() -> None:
     async with stage() as at_work:
         mic = await at_work.mic()
         await mic.line("pod cache synchronized")
+        await at_work.first_work()
         await at_work.nmi()
         at_work.azure_identity("gone", resourceID=identity_id("gone"), clientID="d0c5f1b2-0000-4000-8000-000000000000")
         at_work.binding("gone")

@@ -27,7 +27,7 @@ AT_ONCE_S = 1.0
 """What an answer without a wait may take on a busy machine."""
 UNKNOWN_S = 1.5 + AT_ONCE_S
 """What the refusal of a request from an unknown address may take."""
-END_S = 3.0
+END_S = 6.0  # of the 10 s that requests may take
 """What the end may take: two seconds, and one for a busy machine."""
 KNOWN, LATE, NOBODY = "127.1.9.1", "127.1.9.2", "127.1.9.99"
 """The addresses of a pod with an identity, of one that appears later, and of none."""
