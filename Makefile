@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 
-.PHONY: help demo test check format test-cluster bench lock clean
+.PHONY: help demo test check format manifests test-cluster bench lock clean
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -33,6 +33,9 @@ check: $(READY)  ## Format, lint, strict types, import rules
 format: $(READY)  ## Rewrite the sources in the project's format
 	@$(VENV)/bin/ruff format .
 	@$(VENV)/bin/ruff check --fix .
+
+manifests: $(READY)  ## Write deploy/infra from the chart
+	@$(PY) -m tests.cluster.manifests
 
 test-cluster: $(READY)  ## Real API server, real interception, real Azure SDKs; needs root
 	@$(PY) -m tests.cluster.sdks.build

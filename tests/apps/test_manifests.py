@@ -17,15 +17,21 @@ import yaml
 
 from apps.mic import flags as mic_flags
 from apps.nmi import flags as nmi_flags
+from podidentity_azure import cloud
 
 PROJECT = Path(__file__).parents[2]
 DEPLOY = PROJECT / "deploy"
-CRDS = DEPLOY / "chart" / "crds"
+CHART = DEPLOY / "chart"
+CRDS = CHART / "crds"
 INFRA = DEPLOY / "infra"
 TUTORIAL = PROJECT / "tutorial"
 VERSION = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
 
 Object = dict[str, Any]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(DEPLOY))
 
 
 def documents(path: Path) -> list[Object]:
@@ -43,7 +49,10 @@ def container(path: Path, kind: str) -> Object:
     return dict(found)
 
 
-@pytest.mark.parametrize("path", sorted(DEPLOY.rglob("*.yaml")), ids=lambda path: path.name)
+MANIFESTS = sorted({*DEPLOY.rglob("*.yaml")} - {*CHART.rglob("*.yaml")} | {*CRDS.glob("*.yaml")})
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=name_of)
 def test_every_document_names_an_object(path: Path) -> None:
     for document in documents(path):
         assert document["apiVersion"]
@@ -219,13 +228,30 @@ RIGHTS: dict[tuple[str, str], dict[tuple[str, str, tuple[str, ...]], set[str]]] 
     },
     ("ClusterRole", "aad-pod-id-nmi-role"): {
         ("", "pods", ANY): READ,
-        (CUSTOM, "azureidentities", ANY): READ,
-        (CUSTOM, "azureidentitybindings", ANY): READ,
         (CUSTOM, "azurepodidentityexceptions", ANY): READ,
         (CUSTOM, "azureassignedidentities", ANY): READ,
         ("", "secrets", ANY): {"get"},
     },
 }
+MANAGED_RIGHTS = {
+    ("ClusterRole", "aad-pod-id-nmi-role"): {
+        ("", "pods", ANY): READ,
+        (CUSTOM, "azurepodidentityexceptions", ANY): READ,
+        (CUSTOM, "azureidentities", ANY): READ,
+        (CUSTOM, "azureidentitybindings", ANY): READ,
+        ("", "secrets", ANY): {"get"},
+    },
+}
+ROLES = [
+    (INFRA / name, role, granted)
+    for name, table in (
+        ("deployment-rbac.yaml", RIGHTS),
+        ("noazurejson/deployment-rbac.yaml", RIGHTS),
+        ("managed-mode-deployment.yaml", MANAGED_RIGHTS),
+    )
+    for role, granted in table.items()
+]
+WITH_ROLES = list(dict.fromkeys(path for path, _, _ in ROLES))
 
 
 def rights(role: Object) -> Iterator[tuple[tuple[str, str, tuple[str, ...]], set[str]]]:
@@ -235,56 +261,87 @@ def rights(role: Object) -> Iterator[tuple[tuple[str, str, tuple[str, ...]], set
                 yield (group, name, tuple(rule.get("resourceNames", ANY))), set(rule["verbs"])
 
 
-def test_there_are_no_other_roles() -> None:
-    roles = {(d["kind"], d["metadata"]["name"]) for d in documents(INFRA / "deployment-rbac.yaml") if "rules" in d}
+@pytest.mark.parametrize("path", WITH_ROLES, ids=name_of)
+def test_there_are_no_other_roles(path: Path) -> None:
+    roles = {(d["kind"], d["metadata"]["name"]) for d in documents(path) if "rules" in d}
 
-    assert roles == RIGHTS.keys()
+    assert roles == {role for other, role, _ in ROLES if other == path}
 
 
-@pytest.mark.parametrize("role", RIGHTS, ids=lambda role: "-".join(role))
-def test_a_role_allows_what_the_table_says_and_nothing_else(role: tuple[str, str]) -> None:
-    found = list(rights(only(INFRA / "deployment-rbac.yaml", *role)))
+@pytest.mark.parametrize(
+    ("path", "role", "granted"), ROLES, ids=[f"{name_of(path)}-{'-'.join(r)}" for path, r, _ in ROLES]
+)
+def test_a_role_allows_what_the_table_says_and_nothing_else(
+    path: Path, role: tuple[str, str], granted: dict[tuple[str, str, tuple[str, ...]], set[str]]
+) -> None:
+    found = list(rights(only(path, *role)))
 
     assert len(found) == len(dict(found)), "two rules for the same resource"
-    assert dict(found) == RIGHTS[role]
+    assert dict(found) == granted
 
 
-def test_no_role_has_a_wildcard_or_anything_but_verbs_of_the_api() -> None:
+@pytest.mark.parametrize("path", WITH_ROLES, ids=name_of)
+def test_no_role_has_a_wildcard_or_anything_but_verbs_of_the_api(path: Path) -> None:
     verbs = {"get", "list", "watch", "create", "update", "patch", "delete"}
-    for document in documents(INFRA / "deployment-rbac.yaml"):
+    for document in documents(path):
         for (group, name, _), allowed in rights(document) if "rules" in document else ():
             assert "*" not in (group, name)
             assert allowed <= verbs
 
 
-@pytest.mark.parametrize("program", ["mic", "nmi"])
-def test_the_programs_accounts_hold_the_roles(program: str) -> None:
-    infra = documents(INFRA / "deployment-rbac.yaml")
+@pytest.mark.parametrize(
+    ("path", "program"),
+    [
+        (path, program)
+        for path in WITH_ROLES
+        for program in ("mic", "nmi")
+        if any(program in r[1] for p, r, _ in ROLES if p == path)
+    ],
+    ids=lambda value: name_of(value) if isinstance(value, Path) else value,
+)
+def test_the_programs_accounts_hold_the_roles(path: Path, program: str) -> None:
     account = f"aad-pod-id-{program}-service-account"
-    bindings = [d for d in infra if d["kind"].endswith("Binding") and program in d["metadata"]["name"]]
+    bindings = [d for d in documents(path) if d["kind"].endswith("Binding") and program in d["metadata"]["name"]]
+    workload = only(path, {"mic": "Deployment", "nmi": "DaemonSet"}[program])
 
     held = {(b["roleRef"]["kind"], b["roleRef"]["name"]) for b in bindings}
 
-    assert held == {role for role in RIGHTS if program in role[1]}
+    assert held == {role for other, role, _ in ROLES if other == path and program in role[1]}
+    namespace = workload["metadata"]["namespace"]
     for binding in bindings:
-        assert binding["subjects"] == [{"kind": "ServiceAccount", "name": account, "namespace": "default"}]
-    kind = {"mic": "Deployment", "nmi": "DaemonSet"}[program]
-    assert only(INFRA / "deployment-rbac.yaml", kind)["spec"]["template"]["spec"]["serviceAccountName"] == account
+        assert binding["subjects"] == [{"kind": "ServiceAccount", "name": account, "namespace": namespace}]
+    assert workload["spec"]["template"]["spec"]["serviceAccountName"] == account
 
 
 # --- MIC, NMI and the demo -------------------------------------------------------------------------------------
 
 INFRAS = [INFRA / "deployment-rbac.yaml", INFRA / "deployment.yaml"]
-BY_FILE = {"argvalues": INFRAS, "ids": lambda path: path.name}
+FROM_SECRET = [INFRA / "noazurejson" / path.name for path in INFRAS]
+MANAGED = INFRA / "managed-mode-deployment.yaml"
+
+WORKLOADS = [
+    *((path, kind) for path in (*INFRAS, *FROM_SECRET) for kind in ("Deployment", "DaemonSet")),
+    (MANAGED, "DaemonSet"),
+]
+FOR_PODS = [*WORKLOADS, (DEPLOY / "demo" / "deployment.yaml", "Deployment")]
 
 
-@pytest.mark.parametrize("path", **BY_FILE)
-def test_mic_understands_its_arguments_and_its_ports_rights_and_probe_agree_with_them(path: Path) -> None:
+def by_file(*paths: Path) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("path", paths, ids=name_of)
+
+
+def test_every_manifest_is_looked_at() -> None:
+    looked_at = {path for path, _ in WORKLOADS} | {INFRA / "mic-exception.yaml"}
+
+    assert set(INFRA.rglob("*.yaml")) == looked_at
+
+
+@by_file(*INFRAS, *FROM_SECRET)
+def test_mic_understands_its_arguments_and_its_ports_and_probe_agree_with_them(path: Path) -> None:
     mic = container(path, "Deployment")
 
     config = mic_flags.parse(mic["args"], {"MIC_POD_NAMESPACE": "default"})
 
-    assert config.cloudconfig == mic["volumeMounts"][0]["mountPath"] == "/etc/kubernetes/azure.json"
     assert {p["name"]: p["containerPort"] for p in mic["ports"]} == {
         "probes": config.probe_port,
         "metrics": config.metrics_port,
@@ -295,7 +352,32 @@ def test_mic_understands_its_arguments_and_its_ports_rights_and_probe_agree_with
     assert lock == config.lease_namespace == only(path, "Deployment")["metadata"]["namespace"]
 
 
-@pytest.mark.parametrize("path", **BY_FILE)
+@by_file(*INFRAS)
+def test_mic_reads_the_nodes_azure_json_as_its_owner(path: Path) -> None:
+    mic = container(path, "Deployment")
+
+    config = mic_flags.parse(mic["args"], {"MIC_POD_NAMESPACE": "default"})
+
+    assert config.cloudconfig == mic["volumeMounts"][0]["mountPath"] == "/etc/kubernetes/azure.json"
+    assert mic["securityContext"]["runAsUser"] == 0
+
+
+@by_file(*FROM_SECRET)
+def test_without_azure_json_mic_takes_all_that_it_knows_from_a_secret_that_no_file_holds(path: Path) -> None:
+    mic = container(path, "Deployment")
+    config = mic_flags.parse(mic["args"], {"MIC_POD_NAMESPACE": "default"})
+    references = {v["name"]: v["valueFrom"]["secretKeyRef"] for v in mic["env"] if "secretKeyRef" in v["valueFrom"]}
+
+    assert config.cloudconfig == ""
+    assert "volumeMounts" not in mic
+    assert mic["securityContext"]["runAsNonRoot"] is True
+    assert references.keys() == {*cloud._VARIABLES.values(), "USE_MSI"}
+    assert {reference["name"] for reference in references.values()} == {"aadpodidentity-admin-secret"}
+    assert [name for name, reference in references.items() if not reference["optional"]] == ["CLOUD"]
+    assert [d for d in documents(path) if d["kind"] == "Secret"] == []
+
+
+@by_file(*INFRAS, *FROM_SECRET, MANAGED)
 def test_nmi_understands_its_arguments_and_its_probe_agrees_with_them(path: Path) -> None:
     nmi = container(path, "DaemonSet")
     arguments = [argument.replace("$(NODE_NAME)", "node-0") for argument in nmi["args"]]
@@ -303,42 +385,62 @@ def test_nmi_understands_its_arguments_and_its_probe_agrees_with_them(path: Path
     config = nmi_flags.parse(arguments, {})
 
     assert config.node == "node-0"
+    assert config.managed == config.namespaced == (path == MANAGED)
     assert "NODE_NAME" in {variable["name"] for variable in nmi["env"]}
     assert nmi["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": config.probe_port}
+    assert nmi["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": config.probe_port}
     assert config.kubelet_config in {mount["mountPath"] for mount in nmi["volumeMounts"]}
 
 
-@pytest.mark.parametrize("path", **BY_FILE)
-def test_every_flag_has_an_effect_or_is_one_of_the_originals_manifests(path: Path) -> None:
+@pytest.mark.parametrize(("path", "kind"), WORKLOADS)
+def test_every_flag_has_an_effect_or_is_one_of_the_originals_manifests(path: Path, kind: str) -> None:
     """Their command lines are the original's, which has two flags that mean nothing (any more)."""
-    tables = {"Deployment": mic_flags.FLAGS, "DaemonSet": nmi_flags.FLAGS}
+    table = {"Deployment": mic_flags.FLAGS, "DaemonSet": nmi_flags.FLAGS}[kind]
+    known = {flag.name: flag for flag in table}
 
-    for kind, table in tables.items():
-        known = {flag.name: flag for flag in table}
-        for argument in container(path, kind)["args"]:
-            name = argument.removeprefix("--").partition("=")[0]
-            assert known[name].effect == "now" or name == "logtostderr"
-
-
-def test_a_cluster_without_rbac_gets_the_same_but_for_roles_and_the_originals_selector() -> None:
-    with_rbac, without = (
-        {(d["kind"], d["metadata"]["name"]): d for d in documents(path) if "ole" not in d["kind"]} for path in INFRAS
-    )
-    # A Deployment's selector cannot be changed, and the original's two files differ in it.
-    assert with_rbac["Deployment", "mic"]["spec"]["selector"].pop("matchLabels") == {"component": "mic", "app": "mic"}
-    assert without["Deployment", "mic"]["spec"]["selector"].pop("matchLabels") == {"component": "mic"}
-
-    assert with_rbac == without
-    assert len(without) == len(documents(INFRA / "deployment.yaml"))
+    for argument in container(path, kind)["args"]:
+        name = argument.removeprefix("--").partition("=")[0]
+        assert known[name].effect == "now" or name == "logtostderr"
 
 
-WORKLOADS = [
-    *((path, kind) for path in INFRAS for kind in ("Deployment", "DaemonSet")),
-    (DEPLOY / "demo" / "deployment.yaml", "Deployment"),
+SELECTORS = [
+    (INFRAS[0], {"component": "mic", "app": "mic"}),
+    (INFRAS[1], {"component": "mic"}),
+    *((path, {"component": "mic"}) for path in FROM_SECRET),
 ]
 
 
-@pytest.mark.parametrize(("path", "kind"), WORKLOADS)
+@pytest.mark.parametrize(("path", "selector"), SELECTORS)
+def test_mics_selector_is_that_of_the_originals_file(path: Path, selector: Object) -> None:
+    """A Deployment's selector cannot be changed, and the original's files differ in it."""
+    mic = only(path, "Deployment")["spec"]
+
+    assert mic["selector"] == {"matchLabels": selector}
+    assert selector.items() <= mic["template"]["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize("paths", [INFRAS, FROM_SECRET], ids=["azure.json", "noazurejson"])
+def test_a_cluster_without_rbac_gets_the_same_but_for_roles_and_the_selector(paths: Sequence[Path]) -> None:
+    with_rbac, without = (
+        {(d["kind"], d["metadata"]["name"]): d for d in documents(path) if "ole" not in d["kind"]} for path in paths
+    )
+    for found in (with_rbac, without):
+        del found["Deployment", "mic"]["spec"]["selector"]
+
+    assert with_rbac == without
+    assert len(without) == len(documents(paths[1]))
+
+
+def test_nmi_in_managed_mode_is_alone_in_kube_system() -> None:
+    assert {(d["kind"], d["metadata"].get("namespace")) for d in documents(MANAGED)} == {
+        ("ServiceAccount", "kube-system"),
+        ("ClusterRole", None),
+        ("ClusterRoleBinding", None),
+        ("DaemonSet", "kube-system"),
+    }
+
+
+@pytest.mark.parametrize(("path", "kind"), FOR_PODS)
 def test_a_containers_rights_are_no_more_than_it_needs(path: Path, kind: str) -> None:
     pod = only(path, kind)["spec"]["template"]["spec"]
     context = container(path, kind)["securityContext"]
@@ -352,7 +454,7 @@ def test_a_containers_rights_are_no_more_than_it_needs(path: Path, kind: str) ->
     assert pod.get("hostNetwork", False) == (kind == "DaemonSet")
 
 
-@pytest.mark.parametrize(("path", "kind"), WORKLOADS)
+@pytest.mark.parametrize(("path", "kind"), FOR_PODS)
 def test_the_dockerfile_makes_the_image_that_a_manifest_names(path: Path, kind: str) -> None:
     targets = re.findall(r"^FROM \S+ AS (\w+)$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
 

@@ -1,6 +1,6 @@
-"""The two servers that the tier runs: etcd, and a kube-apiserver built once from its Go module.
+"""The programs that the tier does not start from this project: etcd, a kube-apiserver and Helm, built from Go modules.
 
-`python -m tests.cluster.build` builds (if need be) and prints both paths. Needs no root.
+`python -m tests.cluster.build` builds (if need be) and prints their paths. Needs no root.
 """
 
 import hashlib
@@ -15,12 +15,56 @@ from pathlib import Path
 
 from tests.cluster.errors import MachineLacks
 
-RECIPE = Path(__file__).parent / "apiserver"
 CACHE = Path(__file__).parents[2] / ".cache"
+BUILD_ENVIRONMENT = {"CGO_ENABLED": "0"}  # so no C compiler is needed
 
-# Without cgo no C compiler is needed. Only the linker sees these flags, so they cost no rebuild of packages.
-BUILD_ENVIRONMENT = {"CGO_ENABLED": "0"}
-LINK_FLAGS = "-s -w -X k8s.io/component-base/version.gitVersion={version}"
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A program and the Go module that says of which versions it is built.
+
+    The module's name is that of its folder. Only the linker sees *link_flags*, so they cost no rebuild of packages.
+    """
+
+    program: str
+    folder: Path
+    package: str
+    versioned_module: str
+    link_flags: str
+    duration: str
+
+    def version(self) -> str:
+        """Return the program's version, such as `v1.34.4`, as go.mod names it."""
+        found = re.search(rf"{re.escape(self.versioned_module)} (v\S+)", (self.folder / "go.mod").read_text())
+        if found is None:
+            raise MachineLacks(f"{self.folder.name}/go.mod names no version of {self.versioned_module}")
+        return found[1]
+
+    def key(self) -> str:
+        """Return a name for what decides the binary: the module's files and the flags."""
+        parts = [path.read_bytes() for path in sorted(self.folder.iterdir())] + [self.link_flags.encode()]
+        return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+APISERVER = Recipe(
+    "kube-apiserver",
+    Path(__file__).parent / "apiserver",
+    ".",
+    "k8s.io/kubernetes",
+    "-s -w -X k8s.io/component-base/version.gitVersion={version}",
+    "3 to 10 minutes",
+)
+_HELM = "helm.sh/helm/v3"
+HELM = Recipe(
+    "helm",
+    Path(__file__).parent / "helm",
+    f"{_HELM}/cmd/helm",
+    _HELM,
+    # Which Kubernetes it takes charts to be for when it renders them without one.
+    f"-s -w -X {_HELM}/internal/version.version={{version}}"
+    f" -X {_HELM}/pkg/chartutil.k8sVersionMajor=1 -X {_HELM}/pkg/chartutil.k8sVersionMinor=34",
+    "1 to 3 minutes",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,53 +86,48 @@ def find_servers() -> Servers:
     etcd = shutil.which("etcd")
     if etcd is None:
         raise MachineLacks("no 'etcd' on PATH: apt-get install etcd-server, or set KUBEBUILDER_ASSETS")
-    return Servers(cached_apiserver(), Path(etcd))
+    return Servers(cached(APISERVER), Path(etcd))
 
 
-def cached_apiserver() -> Path:
-    """Return the kube-apiserver of the recipe, built at most once for each version of the recipe."""
-    target = CACHE / f"kube-apiserver-{recipe_key()}"
+def find_helm() -> Path:
+    """Return Helm, building it when it is not cached. Raises MachineLacks."""
+    return cached(HELM)
+
+
+def cached(recipe: Recipe) -> Path:
+    """Return the program of *recipe*, built at most once for each version of it."""
+    target = CACHE / f"{recipe.program}-{recipe.key()}"
     if not target.exists():
-        build_apiserver(target)
+        build(recipe, target)
     return target
 
 
-def recipe_key() -> str:
-    """Return a name for what decides the binary: the recipe's files and the flags."""
-    files = ("go.mod", "go.sum", "main.go")
-    parts = [(RECIPE / name).read_bytes() for name in files] + [LINK_FLAGS.encode()]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-
-
-def kubernetes_version() -> str:
-    """Return the version of Kubernetes that the recipe names, as `v1.34.4`."""
-    found = re.search(r"k8s\.io/kubernetes (v\S+)", (RECIPE / "go.mod").read_text())
-    if found is None:
-        raise MachineLacks("tests/cluster/apiserver/go.mod names no version of k8s.io/kubernetes")
-    return found[1]
-
-
-def build_apiserver(target: Path) -> None:
-    """Build kube-apiserver into *target*, and drop binaries of older recipes."""
+def build(recipe: Recipe, target: Path) -> None:
+    """Build the program into *target*, and drop binaries of older recipes."""
     go = shutil.which("go")
     if go is None:
-        raise MachineLacks(
-            "no 'go' on PATH to build kube-apiserver: install Go 1.24 or later, or set KUBEBUILDER_ASSETS"
-        )
-    version = kubernetes_version()
-    print(f"building kube-apiserver {version} from its Go module (once, 3 to 10 minutes)", file=sys.stderr, flush=True)
+        raise MachineLacks(f"no 'go' on PATH to build {recipe.program}: install Go 1.24 or later")
+    version = recipe.version()
+    print(
+        f"building {recipe.program} {version} from its Go module (once, {recipe.duration})", file=sys.stderr, flush=True
+    )
     started_s = time.monotonic()
     CACHE.mkdir(exist_ok=True)
     partial = target.with_suffix(f".{os.getpid()}")
-    command = [go, "build", "-ldflags", LINK_FLAGS.format(version=version), "-o", str(partial), "."]
+    flags = recipe.link_flags.format(version=version)
     built = subprocess.run(
-        command, cwd=RECIPE, env={**os.environ, **BUILD_ENVIRONMENT}, check=False, capture_output=True, text=True
+        [go, "build", "-mod=readonly", "-ldflags", flags, "-o", str(partial), recipe.package],
+        cwd=recipe.folder,
+        env={**os.environ, **BUILD_ENVIRONMENT},
+        check=False,
+        capture_output=True,
+        text=True,
     )
     if built.returncode != 0:
         partial.unlink(missing_ok=True)
         last_lines = "\n".join(built.stderr.splitlines()[-5:])
-        raise MachineLacks(f"kube-apiserver does not build with {go} (Go 1.24 or later is needed):\n{last_lines}")
-    for old in CACHE.glob("kube-apiserver-????????????????"):
+        raise MachineLacks(f"{recipe.program} does not build with {go} (Go 1.24 or later is needed):\n{last_lines}")
+    for old in CACHE.glob(f"{recipe.program}-????????????????"):
         old.unlink()
     partial.replace(target)  # only a whole binary ever has the final name
     print(f"built in {time.monotonic() - started_s:.0f} s", file=sys.stderr, flush=True)
@@ -98,10 +137,11 @@ def main() -> int:
     """Build what is missing and print the paths; exit code 1 with one line if the machine cannot."""
     try:
         servers = find_servers()
+        helm = find_helm()
     except MachineLacks as error:
         print(f"tests.cluster.build: {error}", file=sys.stderr)
         return 1
-    print(servers.apiserver, servers.etcd, sep="\n")
+    print(servers.apiserver, servers.etcd, helm, sep="\n")
     return 0
 
 

@@ -14,7 +14,7 @@ import pytest
 from apps.sandbox.options import scale_set_id
 from apps.sandbox.sandbox import NodeSpec, SandboxOptions
 from tests.cluster.azure import AzureSide, running_azure
-from tests.cluster.build import find_servers
+from tests.cluster.build import find_helm, find_servers
 from tests.cluster.cluster import Cluster
 from tests.cluster.control_plane import ControlPlane, start_control_plane
 from tests.cluster.errors import MachineLacks
@@ -50,6 +50,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     try:
         require_machine()
         find_servers()  # may need the network, which is left behind now
+        find_helm()
         enter()
     except MachineLacks as error:
         raise pytest.UsageError(str(error)) from None
