@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
@@ -31,64 +31,128 @@ from azure.mgmt.compute.aio import ComputeManagementClient
 from podidentity_azure.cloud import Cloud
 from podidentity_azure.errors import Fault, core_error, retry_after_s
 from podidentity_azure.operations import Answer
+from podidentity_azure.quotas import Call, Quotas
 from podidentity_azure.transport import Transport
 from podidentity_core.errors import PermissionRefused, PodIdentityError, RefusedError, TransientError
+from podidentity_core.ports import Meter
 from podidentity_core.resource_ids import Host, HostKind, IdentityResource
 
 if TYPE_CHECKING:
     from azure.core.credentials_async import AsyncTokenCredential
 
 CALL_LIMIT_S = 60.0
-"""How long one call may take, with the token that it may need first."""
+"""How long one call may take, with the token that it may need first. A PATCH is answered after 1 to 6 s."""
+
+POLL_LIMIT_S = 15.0
+"""The same for a poll: a silent one is soon tried again, so that the end of the operation is not missed for long."""
+
+Hooks = Mapping[str, Any]
+"""What the SDK is given with each call so that it tells when the request goes out."""
 
 
 class Compute:
-    """VMs and scale sets of every subscription, through one SDK client for each."""
+    """VMs and scale sets of every subscription, through one SDK client for each.
 
-    def __init__(self, cloud: Cloud, credential: AsyncTokenCredential, tls: ssl.SSLContext, user_agent: str) -> None:
+    Each call waits until *quotas* admit it, for some seconds at most, and raises `Throttled` if that takes longer.
+    """
+
+    def __init__(
+        self,
+        cloud: Cloud,
+        credential: AsyncTokenCredential,
+        tls: ssl.SSLContext,
+        user_agent: str,
+        *,
+        quotas: Quotas,
+        meter: Meter,
+    ) -> None:
         self._cloud = cloud
         self._credential = credential
         self._tls = tls
         self._user_agent = user_agent
+        self._quotas = quotas
+        self._meter = meter
         self._clients: dict[str, ComputeManagementClient] = {}
 
     async def read(self, host: Host) -> Answer:
         """Get the host. Raises errors of the core."""
-        with translated(f"get {host}"):
-            async with asyncio.timeout(CALL_LIMIT_S):
-                operations = self._operations(host)
-                answer: Answer = await operations.get(
-                    host.resource_group, host.name, cls=_answer, api_version=self._cloud.compute_api_version
-                )
-        return answer
+
+        async def send(hooks: Hooks) -> Answer:
+            answer: Answer = await self._operations(host).get(
+                host.resource_group, host.name, cls=_answer, api_version=self._cloud.compute_api_version, **hooks
+            )
+            return answer
+
+        return await self._call(host, Call.READ, send, f"get {host}")
 
     async def patch(self, host: Host, body: Any, *, etag: str | None, sent: Collection[IdentityResource]) -> Answer:
         """Change the host, if it still has *etag*; return what ARM answers at once. Raises errors of the core."""
-        with translated(f"patch {host}", sent):
-            async with asyncio.timeout(CALL_LIMIT_S):
-                operations = self._operations(host)
-                poller = await operations.begin_update(
-                    host.resource_group,
-                    host.name,
-                    body,
-                    etag=etag,
-                    match_condition=MatchConditions.IfNotModified if etag else None,
-                    polling=False,
-                    cls=_answer,
-                    api_version=self._cloud.compute_api_version,
-                )
-                answer: Answer = await poller.result()
-        return answer
+
+        async def send(hooks: Hooks) -> Answer:
+            poller = await self._operations(host).begin_update(
+                host.resource_group,
+                host.name,
+                body,
+                etag=etag,
+                match_condition=MatchConditions.IfNotModified if etag else None,
+                polling=False,
+                cls=_answer,
+                api_version=self._cloud.compute_api_version,
+                **hooks,
+            )
+            answer: Answer = await poller.result()
+            return answer
+
+        return await self._call(host, Call.WRITE, send, f"patch {host}", sent)
 
     async def ask(self, host: Host, url: str) -> Answer:
         """Get *url*, whatever its status. Raises errors of the core when nobody answers."""
-        with translated(f"follow the operation on {host}"):
-            async with asyncio.timeout(CALL_LIMIT_S):
-                return _of_response(await self._get(host, url))
 
-    async def _get(self, host: Host, url: str) -> AsyncHttpResponse:
+        async def send(hooks: Hooks) -> Answer:
+            return _of_response(await self._get(host, url, hooks))
+
+        return await self._call(host, self._kind_of(host, url), send, f"follow the operation on {host}")
+
+    def left(self, host: Host, url: str) -> float:
+        """How many polls of *url* the budget of *host* has left."""
+        return self._quotas.left(host, self._kind_of(host, url))
+
+    def _kind_of(self, host: Host, url: str) -> Call:
+        return Call.READ if url == self.url(host) else Call.POLL
+
+    async def _call(
+        self,
+        host: Host,
+        call: Call,
+        send: Callable[[Hooks], Awaitable[Answer]],
+        action: str,
+        named: Collection[IdentityResource] = (),
+    ) -> Answer:
+        """Make one call when its turn has come, within its deadline, and note what becomes of it."""
+        await self._quotas.admit(host, call)
+        begun: list[object] = []  # the token comes first; without one there is no request
+        limit_s = POLL_LIMIT_S if call is Call.POLL else CALL_LIMIT_S
         try:
-            return await self._client(host).send_request(HttpRequest("GET", url))
+            with translated(action, named, limit_s=limit_s):
+                async with asyncio.timeout(limit_s):
+                    answer = await send({"raw_request_hook": begun.append})
+        except PodIdentityError as error:
+            if begun:
+                refusal = _with_answer(error.__cause__)
+                self._note(host, call, None if refusal is None else _answer_to(refusal), "failed")
+            raise
+        self._note(host, call, answer, "success")
+        return answer
+
+    def _note(self, host: Host, call: Call, answer: Answer | None, otherwise: str) -> None:
+        outcome = otherwise if answer is None else _outcome(answer.status, otherwise)
+        self._meter.count("cloud_provider_requests_count", method=call.value, outcome=outcome)
+        if answer is not None:
+            self._quotas.learn(host, call, answer)
+
+    async def _get(self, host: Host, url: str, hooks: Hooks) -> AsyncHttpResponse:
+        try:
+            return await self._client(host).send_request(HttpRequest("GET", url), **hooks)
         except DecodeError as error:
             if error.response is None:
                 raise
@@ -129,17 +193,29 @@ class Compute:
         return client
 
 
+def _outcome(status: int, otherwise: str) -> str:
+    """What became of a request, by its *status*: too many, an error of the server, a refusal, or *otherwise*."""
+    if status == 429:
+        return "throttled"
+    if status == 408 or status >= 500:
+        return "failed"
+    return "refused" if status >= 400 else otherwise
+
+
 def _answer(pipeline_response: Any, _deserialized: object, _headers: object) -> Answer:
     return _of_response(pipeline_response.http_response)
 
 
 def _of_response(response: AsyncHttpResponse) -> Answer:
-    headers = {name.lower(): value for name, value in response.headers.items()}
     body = _object(response.text())
     if body is None and response.status_code in (200, 201):
         # A proxy's page, for example: no news of the host, and no end of an operation.
         raise DecodeError("the answer is no JSON object", response=response)
-    return Answer(response.status_code, headers, body or {})
+    return Answer(response.status_code, _headers(response), body or {})
+
+
+def _headers(response: Any) -> dict[str, str]:
+    return {name.lower(): value for name, value in response.headers.items()}
 
 
 def _object(text: str) -> dict[str, Any] | None:
@@ -156,15 +232,18 @@ _VENDOR_ERRORS = (
     DeserializationError,
     aiohttp.ClientError,
     json.JSONDecodeError,  # of a success: the SDK lets it through
-    TimeoutError,
 )
 
 
 @contextmanager
-def translated(action: str, sent: Collection[IdentityResource] = ()) -> Iterator[None]:
+def translated(
+    action: str, sent: Collection[IdentityResource] = (), *, limit_s: float = CALL_LIMIT_S
+) -> Iterator[None]:
     """Turn whatever the SDK raises into errors of the core; the original stays as their cause."""
     try:
         yield
+    except TimeoutError as error:
+        raise TransientError(f"{action}: no answer within {limit_s:.0f} s") from error
     except _VENDOR_ERRORS as error:
         raise _translation(error, action, sent) from error
 
@@ -172,8 +251,6 @@ def translated(action: str, sent: Collection[IdentityResource] = ()) -> Iterator
 def _translation(error: Exception, action: str, sent: Collection[IdentityResource]) -> PodIdentityError:
     if isinstance(error, SerializationError):
         return RefusedError(f"{action}: {error}")
-    if isinstance(error, TimeoutError):
-        return TransientError(f"{action}: no answer within {CALL_LIMIT_S:.0f} s")
     fault = _fault(error)
     if fault is None:
         return TransientError(f"{action}: {type(error).__name__}: {error}")
@@ -182,23 +259,27 @@ def _translation(error: Exception, action: str, sent: Collection[IdentityResourc
     return core_error(fault, action, sent)
 
 
-def _fault(error: BaseException | None) -> Fault | None:
-    """What the nearest answer says that *error* came from: azure-identity wraps the metadata service's."""
+def _fault(error: Exception) -> Fault | None:
+    refusal = _with_answer(error)
+    if refusal is None:
+        return None
+    answer = _answer_to(refusal)
+    wait_s = retry_after_s(answer.headers)
+    return Fault.of_body(answer.body, status=answer.status, retry_after_s=wait_s, default=refusal.message)
+
+
+def _with_answer(error: BaseException | None) -> HttpResponseError | None:
+    """The nearest error with an answer that *error* came from: azure-identity wraps the metadata service's."""
     while error is not None:
         if isinstance(error, HttpResponseError) and error.response is not None and error.status_code is not None:
-            headers = {name.lower(): value for name, value in getattr(error.response, "headers", {}).items()}
-            return Fault.of_body(
-                _object(_text(error)),
-                status=error.status_code,
-                retry_after_s=retry_after_s(headers),
-                default=error.message,
-            )
+            return error
         error = error.__cause__
     return None
 
 
-def _text(error: HttpResponseError) -> str:
+def _answer_to(refusal: HttpResponseError) -> Answer:
     try:
-        return error.response.text() if error.response is not None else ""
+        text = refusal.response.text() if refusal.response is not None else ""
     except AzureError:  # the body was not read
-        return ""
+        text = ""
+    return Answer(refusal.status_code or 0, _headers(refusal.response), _object(text) or {})

@@ -35,6 +35,9 @@ from podidentity_core.resource_ids import IdentityResource
 THROTTLED_S = 15.0
 """The wait after a 429 that names none: what a host's quota of four writes a minute needs for the next."""
 
+LONGEST_RETRY_AFTER_S = 3600.0
+"""No longer wait is believed: Azure's are up to 20 minutes, and a slip of a date would stop a host for good."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -69,16 +72,17 @@ def _messages(error: object) -> Iterator[str]:
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Return the seconds that Retry-After asks for, be it a number or a date; None without a usable one.
 
-    A date counts from the answer's own, so that no clock of ours needs to agree. Header names are in lower case.
+    A date counts from the answer's own, so that no clock of ours needs to agree. Never more than
+    `LONGEST_RETRY_AFTER_S`. Header names are in lower case.
     """
     value = headers.get("retry-after", "")
     try:
         if value.strip().isdigit():
-            return float(value)
+            return min(float(value), LONGEST_RETRY_AFTER_S)
         left = parsedate_to_datetime(value) - parsedate_to_datetime(headers.get("date", ""))
     except (TypeError, ValueError):
         return None
-    return max(0.0, left.total_seconds())
+    return min(max(0.0, left.total_seconds()), LONGEST_RETRY_AFTER_S)
 
 
 def named_identities(text: str, sent: Collection[IdentityResource]) -> frozenset[str]:

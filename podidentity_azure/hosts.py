@@ -13,7 +13,8 @@ from podidentity_azure.cloud import AzureConfig
 from podidentity_azure.credentials import open_credential
 from podidentity_azure.errors import core_error
 from podidentity_azure.identity_block import Block, attached_identities, identity_patches, unsettled
-from podidentity_azure.operations import Answer, Follower, in_progress, state_of
+from podidentity_azure.operations import Answer, Follower, UsualTime, in_progress, state_of
+from podidentity_azure.quotas import Quotas
 from podidentity_azure.tls import ca_bundle, tls_context
 from podidentity_core.errors import Conflict, RefusedError
 from podidentity_core.ports import Clock, HostIdentities, HostState, Meter
@@ -31,7 +32,8 @@ class AzureHosts:
     """Reads and changes hosts through azure-mgmt-compute. One for the whole process; close it after use.
 
     *agent* is how the program names itself to Azure. Nothing is opened before the first call. A call that fails is not
-    repeated here: the caller decides again first.
+    repeated here: the caller decides again first. A call that Azure's budgets do not allow soon is not made, and raises
+    `Throttled`.
 
     Raises:
         ConfigurationError: when the certificates that *environ* names cannot be used.
@@ -45,6 +47,7 @@ class AzureHosts:
         self._meter = meter
         self._agent = agent
         self._environ = environ
+        self._quotas = Quotas(clock, meter)
         self._tls = tls_context(ca_bundle(environ))
         self._session: _Session | None = None
 
@@ -96,7 +99,9 @@ class AzureHosts:
         from podidentity_azure.compute import Compute
 
         credential = open_credential(self._config, environ=self._environ, tls=self._tls)
-        compute = Compute(self._config.cloud, credential, self._tls, self._agent)
+        compute = Compute(
+            self._config.cloud, credential, self._tls, self._agent, quotas=self._quotas, meter=self._meter
+        )
         return _Session(credential, compute, _ComputeHosts(compute, self._clock, self._meter))
 
 
@@ -126,6 +131,7 @@ class _ComputeHosts:
         self._compute = compute
         self._clock = clock
         self._meter = meter
+        self._usual = {kind: UsualTime() for kind in HostKind}
 
     async def attached(self, host: Host) -> HostState:
         now = await self._read(host)
@@ -163,9 +169,11 @@ class _ComputeHosts:
         pre-empted. So it need not be read again. Where the host itself was followed, which does not tell of
         pre-emption, its last answer is compared and returned.
         """
-        fault, last = await self._follower(host).follow(started)
+        usual, begun_s = self._usual[host.kind], self._clock.monotonic_s()
+        fault, last = await self._follower(host, usual.first_poll_s()).follow(started)
         if fault is not None:
             raise core_error(fault, f"patch {host}", named)
+        usual.note(self._clock.monotonic_s() - begun_s)
         if last is None:
             return started
         if attached_identities(_block(started)) - attached_identities(_block(last)):
@@ -181,8 +189,14 @@ class _ComputeHosts:
             raise core_error(fault, f"get {host}")
         return last or now  # that somebody's write failed is in the host's state
 
-    def _follower(self, host: Host) -> Follower:
-        return Follower(lambda url: self._compute.ask(host, url), self._clock, self._compute.url(host))
+    def _follower(self, host: Host, first_poll_s: float = 0.0) -> Follower:
+        return Follower(
+            lambda url: self._compute.ask(host, url),
+            lambda url: self._compute.left(host, url),
+            self._clock,
+            self._compute.url(host),
+            first_poll_s=first_poll_s,
+        )
 
     @contextmanager
     def _measured(self, host: Host, verb: str) -> Iterator[None]:

@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, quote
 
 import jwt
 
+from apps.sandbox.arm_limits import count_at_arm, count_at_compute
 from apps.sandbox.hosts import Azure, Host, Operation, host_body, identity_body, instance_body, operation_body
 from apps.sandbox.identity_rules import ArmError, invalid_request
 from apps.sandbox.limits import Limits
@@ -61,7 +62,7 @@ class _Call:
 
 
 class Arm:
-    """ASGI application over *azure*; *base* is its own https address."""
+    """ASGI application over *azure*; *base* is its own https address, *limits* counts the requests."""
 
     def __init__(self, azure: Azure, issuer: TokenIssuer, base: str, limits: Limits) -> None:
         self.azure = azure
@@ -119,9 +120,9 @@ class Arm:
         if found is None:
             raise ArmError(404, "InvalidResourceType", "The resource type could not be found.")
         call.where = found.groupdict()
+        self._count_at_arm(call)
         if call.kind == _OPERATIONS and (call.where["child"] or "").lower() == "operations":
             return self._operation(call)
-        self._count_at_arm(call)
         if call.kind == _IDENTITIES:
             return self._identity(call)
         if call.kind in _KINDS:
@@ -230,30 +231,13 @@ class Arm:
         return f"{self.base}{place}/{operation.name}?{query}"
 
     def _count_at_arm(self, call: _Call) -> None:
-        what = "reads" if call.method == "GET" else "writes"
-        for scope, owner in (("subscription", call.caller), ("subscription-global", "all")):
-            left, wait_s = self._limits.take(f"{scope}-{what}", f"{call.where['subscription']}/{owner}".lower())
-            call.headers[f"x-ms-ratelimit-remaining-{scope}-{what}"] = str(left)
-            if wait_s:
-                told = (
-                    f"Number of '{what[:-1]}' requests for subscription '{call.where['subscription']}' actor "
-                    f"'{call.caller}' exceeded. Please try again after '{wait_s}' seconds."
-                )
-                raise ArmError(429, "SubscriptionRequestsThrottled", told, {"retry-after": str(wait_s)})
+        subscription = call.where["subscription"] or ""
+        reads = call.method == "GET"
+        count_at_arm(self._limits, call.headers, reads=reads, subscription=subscription, caller=call.caller)
 
     def _count(self, call: _Call, group: str, host_id: str) -> None:
-        owners = {"SubscriptionMaximum": call.where["subscription"] or "", "Resource": host_id.lower()}
-        told = []
-        for scope, owner in owners.items():
-            left, wait_s = self._limits.take(f"{group}{scope}", owner)
-            told.append(f"Microsoft.Compute/{group}{scope};{left}")
-            call.headers["x-ms-ratelimit-remaining-resource"] = ",".join(told)
-            if wait_s:
-                why = (
-                    "The server rejected the request because too many requests have been received for this "
-                    "subscription."
-                )
-                raise ArmError(429, "OperationNotAllowed", why, {"retry-after": str(wait_s)})
+        subscription = call.where["subscription"] or ""
+        count_at_compute(self._limits, call.headers, group, subscription=subscription, host_id=host_id)
 
 
 def _is_below(call: _Call, key: str) -> bool:

@@ -25,6 +25,9 @@ PER_MINUTE: Mapping[str, tuple[int, float]] = {
 }
 """Size of each bucket and its refill a minute."""
 
+COST: Mapping[str, int] = {"UpdateVMResource": 2, "UpdateVMSubscriptionMaximum": 2}
+"""What a call takes of a bucket, if it is more than one token: recorded answers to a PATCH of a VM leave 10 of 12."""
+
 
 @dataclass(slots=True)
 class Limits:
@@ -35,13 +38,13 @@ class Limits:
     _levels: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
 
     def take(self, bucket: str, owner: str) -> tuple[int, int]:
-        """Take one token; return how many are left and, if it is refused, the whole seconds to wait (else 0)."""
+        """Take a call's tokens; return how many are left and, if it is refused, the whole seconds to wait (else 0)."""
         size, refill = PER_MINUTE[bucket]
-        now = self.now()
+        cost, now = COST.get(bucket, 1), self.now()
         level, since = self._levels.get((bucket, owner), (float(size), now))
         level = min(size, level + (now - since) * refill / 60)
-        if level < 1 and self.enforced:
+        if level < cost and self.enforced:
             self._levels[bucket, owner] = (level, now)
-            return 0, math.ceil((1 - level) * 60 / refill)
-        self._levels[bucket, owner] = (max(0.0, level - 1), now)
-        return int(max(0.0, level - 1)), 0
+            return 0, math.ceil((cost - level) * 60 / refill)
+        self._levels[bucket, owner] = (max(0.0, level - cost), now)
+        return int(max(0.0, level - cost)), 0

@@ -7,6 +7,7 @@ import json
 import logging
 import ssl
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ import pytest
 from aiohttp import web
 from azure.core.credentials import AccessToken
 
+from apps.clock import SystemClock
 from apps.sandbox.tls import server_context
 from podidentity_azure.cloud import Cloud
 from podidentity_azure.compute import Compute, translated
+from podidentity_azure.quotas import Quotas
 from podidentity_azure.tls import tls_context
 from podidentity_core.errors import (
     IdentitiesRefused,
@@ -33,6 +36,7 @@ from podidentity_core.errors import (
     TransientError,
 )
 from podidentity_core.testing import builders
+from podidentity_core.testing.fakes import FakeMeter
 
 HOST = builders.scale_set("pool (1)")
 PATCH = {"identity": {"type": "UserAssigned", "userAssignedIdentities": {"/a": {}, "/b": None}}}
@@ -97,13 +101,27 @@ def credential() -> Credential:
 
 
 @pytest.fixture
+def meter() -> FakeMeter:
+    return FakeMeter()
+
+
+def opened(arm: Arm, credential: Any, tls: ssl.SSLContext, meter: FakeMeter) -> Compute:
+    cloud = Cloud("Test", arm.url, "https://login.example/", "https://management.example/")
+    agent = "aad-pod-identity/MIC/1.2.3 mine"
+    return Compute(cloud, credential, tls, agent, quotas=Quotas(SystemClock(), meter), meter=meter)
+
+
+@pytest.fixture
 async def compute(
-    arm: Arm, authority: tuple[ssl.SSLContext, Path], credential: Credential, monkeypatch: pytest.MonkeyPatch
+    arm: Arm,
+    authority: tuple[ssl.SSLContext, Path],
+    credential: Credential,
+    meter: FakeMeter,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Compute]:
     for name in ("HTTPS_PROXY", "https_proxy", "AZURE_HTTP_USER_AGENT"):
         monkeypatch.delenv(name, raising=False)
-    cloud = Cloud("Test", arm.url, "https://login.example/", "https://management.example/")
-    made = Compute(cloud, credential, tls_context(str(authority[1])), "aad-pod-identity/MIC/1.2.3 mine")
+    made = opened(arm, credential, tls_context(str(authority[1])), meter)
     yield made
     await made.aclose()
 
@@ -254,9 +272,142 @@ async def test_a_server_that_says_nothing_is_left_after_a_while(
         await compute.read(HOST)
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_not_accepted(arm: Arm, credential: Credential) -> None:
-    cloud = Cloud("Test", arm.url, "https://login.example/", "https://management.example/")
-    compute = Compute(cloud, credential, tls_context(""), "test")
+async def test_a_poll_that_nobody_answers_is_soon_given_up(
+    arm: Arm, compute: Compute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("podidentity_azure.compute.POLL_LIMIT_S", 0.05)
+    arm.silent = True
+
+    with pytest.raises(TransientError, match="no answer within 0 s"):
+        await compute.ask(HOST, f"{arm.url}operations/1")
+
+
+REQUESTS = "cloud_provider_requests_count"
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [
+        (200, "success"),
+        (400, "refused"),
+        (403, "refused"),
+        (404, "refused"),
+        (409, "refused"),
+        (412, "refused"),
+        (429, "throttled"),
+        (408, "failed"),
+        (500, "failed"),
+        (503, "failed"),
+    ],
+)
+async def test_every_request_is_counted_with_what_became_of_it(
+    arm: Arm, compute: Compute, meter: FakeMeter, status: int, outcome: str
+) -> None:
+    arm.status = status
+
+    for call in (
+        compute.read(builders.scale_set("a")),
+        compute.patch(builders.scale_set("b"), PATCH, etag=None, sent=[]),
+        compute.ask(builders.scale_set("c"), f"{arm.url}operations/1"),
+    ):
+        with suppress(PodIdentityError):
+            await call
+
+    assert meter.counts == {f"{REQUESTS}:{method}:{outcome}": 1 for method in ("GET", "PATCH", "POLL")}
+    assert len(arm.requests) == 3
+
+
+async def test_following_the_host_itself_is_reading_it(arm: Arm, compute: Compute, meter: FakeMeter) -> None:
+    before = compute.left(HOST, compute.url(HOST)), compute.left(HOST, f"{arm.url}operations/1")
+
+    await compute.ask(HOST, compute.url(HOST))
+
+    after = compute.left(HOST, compute.url(HOST)), compute.left(HOST, f"{arm.url}operations/1")
+    assert after == (pytest.approx(before[0] - 1, abs=0.1), before[1])
+    assert meter.counts == {f"{REQUESTS}:GET:success": 1}
+
+
+@pytest.mark.parametrize("body", ["<html>a proxy's page</html>", ""])
+async def test_an_answer_of_somebody_else_is_no_success(
+    arm: Arm, compute: Compute, meter: FakeMeter, body: str
+) -> None:
+    arm.body = body
+
+    for call in (compute.read(HOST), compute.patch(HOST, PATCH, etag=None, sent=[]), compute.ask(HOST, arm.url)):
+        with pytest.raises(TransientError):
+            await call
+
+    assert meter.counts == {f"{REQUESTS}:{method}:failed": 1 for method in ("GET", "PATCH", "POLL")}
+
+
+async def test_a_request_without_an_answer_has_failed(
+    arm: Arm, compute: Compute, meter: FakeMeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("podidentity_azure.compute.CALL_LIMIT_S", 0.3)
+    arm.silent = True
+
+    with pytest.raises(TransientError):
+        await compute.read(HOST)
+
+    assert meter.counts == {f"{REQUESTS}:GET:failed": 1}
+
+
+async def test_without_a_token_there_is_no_request(
+    arm: Arm, authority: tuple[ssl.SSLContext, Path], meter: FakeMeter
+) -> None:
+    class Refused(Credential):
+        async def get_token(self, *scopes: str, **_: Any) -> AccessToken:
+            raise vendor.ClientAuthenticationError("Words.", response=Response(429, '{"error": "slow_down"}'))
+
+    compute = opened(arm, Refused(), tls_context(str(authority[1])), meter)
+
+    with pytest.raises(Throttled):
+        await compute.read(HOST)
+
+    assert meter.counts == {}
+    assert compute.left(HOST, compute.url(HOST)) > 30, "Entra's patience is not Resource Manager's"
+    await compute.aclose()
+
+
+async def test_what_is_left_is_shown_from_every_answer_refusals_too(
+    arm: Arm, compute: Compute, meter: FakeMeter
+) -> None:
+    arm.headers = {
+        "x-ms-ratelimit-remaining-subscription-global-reads": "3749",
+        "x-ms-ratelimit-remaining-resource": "Microsoft.Compute/GetVMScaleSetResource;33",
+    }
+    await compute.read(HOST)
+    arm.status, arm.headers = (
+        429,
+        {"x-ms-ratelimit-remaining-resource": "Microsoft.Compute/VMScaleSetActionsResource;0"},
+    )
+    with pytest.raises(Throttled):
+        await compute.patch(HOST, PATCH, etag=None, sent=[])
+
+    assert meter.gauges == {
+        "cloud_provider_remaining_requests:subscription-global-reads": 3749,
+        "cloud_provider_remaining_requests:Microsoft.Compute/GetVMScaleSetResource": 33,
+        "cloud_provider_remaining_requests:Microsoft.Compute/VMScaleSetActionsResource": 0,
+    }
+
+
+async def test_a_call_that_would_have_to_wait_long_is_not_made(arm: Arm, compute: Compute, meter: FakeMeter) -> None:
+    arm.status, arm.headers = 429, {"Retry-After": "180"}
+    with pytest.raises(Throttled):
+        await compute.patch(HOST, PATCH, etag=None, sent=[])
+
+    with pytest.raises(Throttled, match=r"PATCH /subscriptions/.*pool \(1\): held back") as caught:
+        await compute.patch(HOST, PATCH, etag=None, sent=[])
+
+    assert caught.value.retry_after_s == pytest.approx(180, abs=5)
+    assert len(arm.requests) == 1
+    assert meter.counts == {f"{REQUESTS}:PATCH:throttled": 1}
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_not_accepted(
+    arm: Arm, credential: Credential, meter: FakeMeter
+) -> None:
+    compute = opened(arm, credential, tls_context(""), meter)
 
     with pytest.raises(TransientError, match="certificate"):
         await compute.read(HOST)

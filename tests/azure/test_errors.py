@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from podidentity_azure.errors import Fault, core_error, named_identities, retry_after_s
+from podidentity_azure.errors import LONGEST_RETRY_AFTER_S, Fault, core_error, named_identities, retry_after_s
 from podidentity_core.errors import (
     Conflict,
     IdentitiesRefused,
@@ -148,6 +148,12 @@ def test_throttling_without_a_wait_still_names_one() -> None:
     [
         ({"retry-after": "1200"}, 1200.0),
         ({"retry-after": "0"}, 0.0),
+        ({"retry-after": "86400"}, LONGEST_RETRY_AFTER_S),
+        ({"retry-after": "9" * 400}, LONGEST_RETRY_AFTER_S),
+        (
+            {"retry-after": "Tue, 24 Nov 2062 20:01:30 GMT", "date": "Tue, 24 Nov 2026 20:00:00 GMT"},
+            LONGEST_RETRY_AFTER_S,
+        ),
         ({"retry-after": "Tue, 24 Nov 2026 20:01:30 GMT", "date": "Tue, 24 Nov 2026 20:00:00 GMT"}, 90.0),
         ({"retry-after": "Tue, 24 Nov 2026 20:00:00 GMT", "date": "Tue, 24 Nov 2026 20:01:30 GMT"}, 0.0),
         ({"retry-after": "Tue, 24 Nov 2026 20:01:30 GMT"}, None),

@@ -4,6 +4,8 @@ import asyncio
 import dataclasses
 import re
 import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -83,7 +85,8 @@ async def test_answers_look_like_arms(arm: httpx.AsyncClient) -> None:
     assert answer.headers["content-type"] == "application/json; charset=utf-8"
     assert int(answer.headers["x-ms-ratelimit-remaining-subscription-writes"]) == 199
     assert answer.headers["x-ms-ratelimit-remaining-resource"] == (
-        "Microsoft.Compute/VMScaleSetActionsSubscriptionMaximum;1499,Microsoft.Compute/VMScaleSetActionsResource;11"
+        "Microsoft.Compute/VMScaleSetActionsSubscriptionMaximum;1499,Microsoft.Compute/VMScaleSetActionsResource;11,"
+        "Microsoft.Compute/VMScaleSetBatchedVMRequestsSubscriptionMaximum;6000,Microsoft.Compute/VmssQueuedVMOperations;0"
     )
     url = answer.headers["azure-asyncoperation"]
     place = f"/subscriptions/{SUBSCRIPTION}/providers/Microsoft.Compute/locations/westeurope/operations/"
@@ -305,15 +308,77 @@ async def test_only_valid_tokens_for_arm_are_accepted(azure: httpx.AsyncClient, 
         assert text == "" or text not in answer.text
 
 
-async def test_budgets_can_be_enforced(options: SandboxOptions) -> None:
-    async with Sandbox(dataclasses.replace(options, enforce_limits=True)) as strict:
-        token = strict.entra.issuer.issue(Principal(TENANT, "c", "o"), "https://management.azure.com/", 60)
-        headers = {"authorization": f"Bearer {token.text}"}
-        async with httpx.AsyncClient(base_url=strict.arm_url, headers=headers, verify=_context(strict)) as client:
-            answers = [await client.get(SET, params=V) for _ in range(37)]
+async def test_every_answer_says_what_is_left_and_a_poll_is_a_read(arm: httpx.AsyncClient) -> None:
+    answers = [await arm.get(VM, params=V), await arm.patch(VM, params=V, json=only(A))]
+    answers.append(await arm.get(answers[1].headers["azure-asyncoperation"]))
 
-    assert [answer.status_code for answer in answers] == [200] * 36 + [429]
-    assert int(answers[-1].headers["retry-after"]) in range(1, 6)
+    told = [answer.headers["x-ms-ratelimit-remaining-resource"].replace("Microsoft.Compute/", "") for answer in answers]
+    assert told == [
+        "LowCostGetSubscriptionMaximum;23999,LowCostGetResource;35",
+        "UpdateVMSubscriptionMaximum;1498,UpdateVMResource;10",
+        "GetOperationSubscriptionMaximum;14999,GetOperationResource;44",
+    ]
+    prefix = "x-ms-ratelimit-remaining-subscription-"
+    assert [sorted(name for name in answer.headers if name.startswith(prefix)) for answer in answers] == [
+        [f"{prefix}global-{what}", f"{prefix}{what}"] for what in ("reads", "writes", "reads")
+    ]
+
+
+@asynccontextmanager
+async def strict(options: SandboxOptions) -> AsyncIterator[tuple[Sandbox, httpx.AsyncClient]]:
+    """A sandbox that enforces Azure's budgets, none of which comes back, and a client of its ARM."""
+    async with Sandbox(dataclasses.replace(options, enforce_limits=True)) as sandbox:
+        sandbox.arm._limits.now = lambda: 0.0
+        sandbox.azure.add_identity(A)
+        token = sandbox.entra.issuer.issue(Principal(TENANT, "c", "o"), "https://management.azure.com/", 60)
+        headers = {"authorization": f"Bearer {token.text}"}
+        async with httpx.AsyncClient(base_url=sandbox.arm_url, headers=headers, verify=_context(sandbox)) as client:
+            yield sandbox, client
+
+
+@pytest.mark.parametrize(
+    ("host", "method", "allowed", "limit", "wait_s"),
+    [
+        (SET, "GET", 36, "GetVMScaleSetResource", 5),
+        (VM, "GET", 36, "LowCostGetResource", 5),
+        (SET, "PATCH", 12, "VMScaleSetActionsResource", 15),
+        (VM, "PATCH", 6, "UpdateVMResource", 30),
+    ],
+)
+async def test_a_hosts_budget_is_enforced_in_the_words_of_the_compute_provider(
+    options: SandboxOptions, host: str, method: str, allowed: int, limit: str, wait_s: int
+) -> None:
+    async with strict(options) as (_, client):
+        body = only(A) if method == "PATCH" else None
+        answers = [await client.request(method, host, params=V, json=body) for _ in range(allowed + 1)]
+        other = await client.request(method, VM if host == SET else SET, params=V, json=body)
+
+    refused = answers[-1].json()
+    assert [answer.status_code for answer in (*answers, other)] == [200] * allowed + [429, 200]
+    assert int(answers[-1].headers["retry-after"]) == wait_s
+    assert f"Microsoft.Compute/{limit};0" in answers[-1].headers["x-ms-ratelimit-remaining-resource"]
+    assert (refused["code"], refused["details"][0]["code"], refused["details"][0]["target"]) == (
+        "OperationNotAllowed",
+        "TooManyRequests",
+        limit,
+    )
+    assert "for this subscription" in refused["message"]
+
+
+async def test_a_subscriptions_budget_is_enforced_in_the_words_of_arm_for_each_caller(options: SandboxOptions) -> None:
+    async with strict(options) as (sandbox, client):
+        for _ in range(250):
+            sandbox.arm._limits.take("subscription-reads", f"{SUBSCRIPTION}/o")
+        refused = await client.get(SET, params=V)
+        write = await client.patch(SET, params=V, json=only(A))
+        other = sandbox.entra.issuer.issue(Principal(TENANT, "c", "other"), "https://management.azure.com/", 60)
+        somebody = await client.get(SET, params=V, headers={"authorization": f"Bearer {other.text}"})
+
+    assert [answer.status_code for answer in (refused, write, somebody)] == [429, 200, 200]
+    assert refused.json()["error"]["code"] == "SubscriptionRequestsThrottled"
+    assert f"Number of 'read' requests for subscription '{SUBSCRIPTION}'" in refused.json()["error"]["message"]
+    assert refused.headers["x-ms-ratelimit-remaining-subscription-reads"] == "0"
+    assert int(refused.headers["retry-after"]) == 1
 
 
 def _context(sandbox: Sandbox) -> Any:
