@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from podidentity_core.model import Assignment, AssignmentState, Binding, Identity
-from podidentity_k8s.convert import StoredMeta
+from podidentity_k8s.convert import StoredMeta, noted_for
 from podidentity_k8s.wire import (
     BEHAVIOR_ANNOTATION,
     FINALIZER,
@@ -22,6 +22,7 @@ from podidentity_k8s.wire import (
     HOST_ANNOTATION,
     NAMESPACED,
     NODE_LABEL,
+    NOTED_FOR_ANNOTATION,
     PREEXISTING_ANNOTATION,
 )
 
@@ -59,6 +60,8 @@ def _assignment(named: Assignment, content: Assignment, kept: StoredMeta) -> dic
         annotations[PREEXISTING_ANNOTATION] = "true"
     if content.host is not None:
         annotations[HOST_ANNOTATION] = content.host.resource_id
+    if content.preexisting or content.host is not None:
+        annotations[NOTED_FOR_ANNOTATION] = noted_for(content.node, content.identity)
     metadata = {
         "name": named.name,
         "namespace": named.namespace,

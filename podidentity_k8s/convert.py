@@ -39,6 +39,7 @@ from podidentity_k8s.wire import (
     FINALIZER,
     HOST_ANNOTATION,
     NAMESPACED,
+    NOTED_FOR_ANNOTATION,
     PREEXISTING_ANNOTATION,
     Bare,
     WireAssignment,
@@ -197,26 +198,39 @@ def assignment_of(wire: WireAssignment) -> Assignment:
     it. Its identity and binding are nameless; without a client ID NMI serves nobody by it.
     """
     meta, spec = wire.metadata, wire.spec
-    annotations = meta.annotations or {}
+    identity = _embedded_identity(spec.identity) if spec.identity else Identity(intern(meta.namespace), "")
+    notes = _notes(meta.annotations or {}, noted_for(spec.node, identity))
     return Assignment(
         namespace=intern(meta.namespace),
         name=meta.name,
         pod=Key(intern(spec.pod_namespace), spec.pod),
         node=intern(spec.node),
-        identity=_embedded_identity(spec.identity) if spec.identity else Identity(intern(meta.namespace), ""),
+        identity=identity,
         binding=_embedded_binding(spec.binding) if spec.binding else Binding(intern(meta.namespace), ""),
         state=_STATES.get(wire.status.status if wire.status else "", _UNHEARD_OF),
         uid=meta.uid,
         resource_version=meta.resource_version,
         deleting=meta.deletion_timestamp is not None,
-        preexisting=annotations.get(PREEXISTING_ANNOTATION) == "true",
-        host=_host(annotations.get(HOST_ANNOTATION, "")),
+        preexisting=notes.get(PREEXISTING_ANNOTATION) == "true",
+        host=_host(notes.get(HOST_ANNOTATION, "")),
         origin=_stored_meta(wire),
     )
 
 
-_OWN_ANNOTATIONS = frozenset({PREEXISTING_ANNOTATION, HOST_ANNOTATION})
+_OWN_ANNOTATIONS = frozenset({PREEXISTING_ANNOTATION, HOST_ANNOTATION, NOTED_FOR_ANNOTATION})
 """What stands in fields of the assignment, and is written from there."""
+
+
+def noted_for(node: str, identity: Identity) -> str:
+    """What our notes about an assignment were true for.
+
+    The original keeps annotations that it does not know when it moves an assignment to another node or identity.
+    """
+    return f"{node} {identity.host_resource.text if identity.host_resource else identity.client_id}"
+
+
+def _notes(annotations: Mapping[str, str], now: str) -> Mapping[str, str]:
+    return annotations if annotations.get(NOTED_FOR_ANNOTATION, now) == now else {}
 
 
 @lru_cache(maxsize=4096)

@@ -66,9 +66,10 @@ class Reflector:
         """Report batches of changes to *emit*, for ever. Whatever the server does only delays it."""
         backoff = Backoff(self._random, self._pace.first_pause_s, self._pace.longest_pause_s)
         while True:
-            started_s = self._clock.monotonic_s()
+            started_s, version = self._clock.monotonic_s(), self._version
             ended = await self._round(emit)
-            if self._clock.monotonic_s() - started_s >= self._pace.healthy_s:
+            # One that has brought news was healthy, too, however short it was.
+            if self._clock.monotonic_s() - started_s >= self._pace.healthy_s or self._version not in (version, None):
                 backoff.reset()
             pause_s = backoff.next_s()
             level = logging.DEBUG if ended is None else logging.WARNING

@@ -16,6 +16,7 @@ BEHAVIOR_ANNOTATION = "aadpodidentity.k8s.io/Behavior"
 NAMESPACED = "namespaced"
 PREEXISTING_ANNOTATION = "aadpodidentity.k8s.io/preexisting"
 HOST_ANNOTATION = "aadpodidentity.k8s.io/host"
+NOTED_FOR_ANNOTATION = "aadpodidentity.k8s.io/noted-for"
 NODE_LABEL = "nodename"
 FINALIZER = "azureassignedidentity.finalizers.aadpodidentity.k8s.io"
 

@@ -104,7 +104,8 @@ class WorkQueue(Generic[K]):
             except PodIdentityError as error:
                 failures += 1
                 delay_s = self._delay_s(error, failures)
-                log.error("%s failed, next attempt in %.1f s, error: %s", key, delay_s, error)
+                level = logging.INFO if isinstance(error, Throttled) else logging.ERROR  # then it is only to wait
+                log.log(level, "%s failed, next attempt in %.1f s, error: %s", key, delay_s, error)
                 await self._pause(entry, delay_s, patient=self._patient)
                 continue
             failures = 0

@@ -48,9 +48,11 @@ class Stage:
 
     @property
     def assignments(self) -> dict[str, str]:
-        """The state of every AzureAssignedIdentity by the name of its pod and identity."""
+        """The state of every AzureAssignedIdentity by the name of its pod and identity; empty where none is written."""
         return {
-            f"{body['spec']['pod']}/{body['spec']['azureIdentityRef']['metadata']['name']}": body["status"]["status"]
+            f"{body['spec']['pod']}/{body['spec']['azureIdentityRef']['metadata']['name']}": (
+                body.get("status", {}).get("status", "")
+            )
             for body in self.sandbox.cluster.objects("azureassignedidentities")
         }
 
@@ -109,10 +111,17 @@ class Stage:
         self.sandbox.cluster.create(body)
 
     async def pod(
-        self, name: str, label: str = "", *, namespace: str = "default", labels: Mapping[str, str] | None = None
+        self,
+        name: str,
+        label: str = "",
+        *,
+        namespace: str = "default",
+        labels: Mapping[str, str] | None = None,
+        node: str = "",
     ) -> str:
-        """Start a pod, by default with its own name as label; return its address once it runs."""
-        spec = {"containers": [{"name": "main", "image": "none"}]}
+        """Start a pod, by default with its own name as label and on any node; return its address once it runs."""
+        placed = {"nodeName": node} if node else {}
+        spec = {"containers": [{"name": "main", "image": "none"}], **placed}
         metadata = {
             "name": name,
             "namespace": namespace,

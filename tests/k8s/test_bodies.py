@@ -79,10 +79,15 @@ def test_a_new_assignment() -> None:
     }
 
 
+def noted(node: str) -> dict[str, str]:
+    """What our notes are true for."""
+    return {"aadpodidentity.k8s.io/noted-for": f"{node} {builders.resource()}"}
+
+
 def test_a_preexisting_identity_is_noted_as_an_annotation() -> None:
     body = new_assignment(replace(planned(), preexisting=True, state=AssignmentState.ASSIGNED))
 
-    assert body["metadata"]["annotations"] == {"aadpodidentity.k8s.io/preexisting": "true"}
+    assert body["metadata"]["annotations"] == {"aadpodidentity.k8s.io/preexisting": "true", **noted("node-1")}
     assert body["status"]["status"] == "Assigned"
 
 
@@ -134,7 +139,7 @@ def test_a_replacement_keeps_the_stored_metadata_but_the_label() -> None:
         "uid": "a1",
         "resourceVersion": "9",
         "labels": {"nodename": "node-2"},
-        "annotations": {"team": "shop", "aadpodidentity.k8s.io/preexisting": "true"},
+        "annotations": {"team": "shop", "aadpodidentity.k8s.io/preexisting": "true", **noted("node-2")},
         "finalizers": ["azureassignedidentity.finalizers.aadpodidentity.k8s.io", "example.com/audit"],
         "ownerReferences": [owner],
     }
@@ -161,3 +166,20 @@ def test_a_long_node_name_has_a_label_of_its_own_that_kubernetes_accepts() -> No
     assert labels[0] != labels[1]
     assert all(len(label) == 63 and re.fullmatch(r"[a-z0-9]([-a-z0-9_.]*[a-z0-9])?", label) for label in labels)
     assert node_label(long) == labels[0]
+
+
+@pytest.mark.parametrize(
+    "moved",
+    [{"nodename": "node-2"}, {"azureIdentityRef": embedded_identity(builders.identity(resource_name="other"))}],
+    ids=["to another node", "to another identity"],
+)
+def test_our_notes_are_not_believed_once_somebody_else_has_moved_the_assignment(moved: dict[str, Any]) -> None:
+    """The original keeps annotations that it does not know."""
+    body = new_assignment(replace(planned(), preexisting=True, host=builders.vm()))
+    body["metadata"] |= {"uid": "a1", "resourceVersion": "9"}
+    as_it_was = assignment_of(WireAssignment.model_validate(body))
+    body["spec"] |= moved
+    found = assignment_of(WireAssignment.model_validate(body))
+
+    assert (as_it_was.preexisting, as_it_was.host) == (True, builders.vm())
+    assert (found.preexisting, found.host) == (False, None)
