@@ -51,8 +51,8 @@ class HostRecord:
 
     *usable* are the identities that pods there can use; None while that is not known. *foreign* are those that
     somebody else put there: assignments that find theirs among them are marked, and never remove it. *ours* are the
-    rest, but for *kept*, which stay for good. *changing* are those that a write under way adds or removes. *stale*: look
-    again before the next change.
+    rest, but for *kept*, which stay for good. *changing* are those that a write under way adds or removes. *stale*:
+    look again before the next change.
     """
 
     usable: frozenset[IdentityResource] | None = None
