@@ -303,17 +303,30 @@ def test_the_order_of_what_comes_in_does_not_matter(seed: int) -> None:
 @pytest.mark.parametrize("namespaced", [False, True])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_plan_that_is_kept_up_to_date_equals_a_new_one(seed: int, namespaced: bool) -> None:
+    _live(seed, changes=25, namespaced=namespaced)
+
+
+@pytest.mark.parametrize("seed", range(150, 156))
+def test_a_plan_that_is_kept_up_to_date_through_a_long_history_equals_a_new_one(seed: int) -> None:
+    _live(seed, changes=500, namespaced=seed % 2 == 0)
+
+
+def _live(seed: int, *, changes: int, namespaced: bool) -> None:
+    """Play a history, in which nodes change hosts and MIC's own deletions are seen early, and look after each step."""
     worlds = Worlds(seed)
     rules = Rules(namespaced=namespaced, immutable=frozenset({client_id("mq")}))
     view = ClusterView.of(worlds.things())
     planner = Planner(view, rules)
     planner.refresh(view.concerned_pods())
 
-    for _ in range(25):
-        planner.refresh(view.apply(worlds.change()))
+    for _ in range(changes):
+        deleted = worlds.chance.choice([*view.assignments.values(), None])
+        early = deleted is not None and worlds.chance.random() < 0.1
+        planner.refresh(view.mark_deleted(deleted) if deleted and early else view.apply(worlds.change()))
 
-        fresh = Planner(view, rules)
-        fresh.refresh(view.concerned_pods())
+        seen_anew = ClusterView.of(things_of(view))
+        fresh = Planner(seen_anew, rules)
+        fresh.refresh(seen_anew.concerned_pods())
         assert planner.plan() == fresh.plan() == plan(view, rules)
         assert {host: set(planner.pods_on(host)) for host in planner.hosts()} == {
             host: set(fresh.pods_on(host)) for host in fresh.hosts()

@@ -101,7 +101,9 @@ class FakeHosts:
         """Read what *host* carries, once it can be used."""
         self._fail(after_write=False)
         carried = self._carried(host)
-        await self._clock.sleep(carried.settles_at_s - self._clock.monotonic_s())
+        await self._clock.sleep(0)
+        while (under_way_s := carried.settles_at_s - self._clock.monotonic_s()) > 0:
+            await self._clock.sleep(under_way_s)  # meanwhile another write may have begun
         return HostState(carried.listed, carried.deleting)
 
     async def change(
