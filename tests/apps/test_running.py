@@ -205,6 +205,7 @@ async def test_nmi_tells_a_request_that_waits_to_ask_again_before_it_ends(alone:
 async def test_a_restarted_nmi_answers_at_once_from_what_the_cluster_says(alone: Stage) -> None:
     mic, first = await alone.mic(), await alone.nmi()
     await mic.line(SYNCED)
+    await alone.first_work()
     alone.identity("kept")
     address = await alone.pod("kept")
     before = await alone.token(address)
