@@ -67,14 +67,19 @@ class NodeView:
     def apply(self, change: Change) -> set[Hashable]:
         """Take one change in; returns the topics that it touches."""
         self.version += 1
+        now: Thing | None = None
         match change:
             case Synced():
                 self.synced = True
                 return {SYNCED}
             case Seen(thing):
-                return self._replace(type(thing), thing.key, thing)
+                kind, key, now = type(thing), thing.key, thing
             case Gone(kind, key) | Unusable(kind, key):
-                return self._replace(kind, key, None)
+                pass
+        if kind in (Identity, Binding):
+            self._managed.apply(change)
+            return set()
+        return self._replace(kind, key, now)
 
     def _replace(self, kind: type[Thing], key: Key, thing: Thing | None) -> set[Hashable]:
         if kind is Pod:
@@ -85,10 +90,6 @@ class NodeView:
             self._rules.pop(key, None)
             if isinstance(thing, ExceptionRule):
                 self._rules[key] = thing
-        elif kind is Identity:
-            self._managed.identity(key, thing if isinstance(thing, Identity) else None)
-        elif kind is Binding:
-            self._managed.binding(key, thing if isinstance(thing, Binding) else None)
         return set()
 
     def _pod(self, key: Key, new: Pod | None) -> set[Hashable]:

@@ -24,6 +24,9 @@ from podidentity_core.model import Assignment, AssignmentState
 from podidentity_core.planning import HostNeeds
 from podidentity_core.resource_ids import IdentityResource
 
+WAITING = (AssignmentState.CREATED, AssignmentState.UNASSIGNED)
+"""States of an assignment that is not served: it waits for its host, or for its end."""
+
 
 class Next(Enum):
     """What an assignment may do now."""

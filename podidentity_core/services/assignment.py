@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from podidentity_core import events
-from podidentity_core.model import AssignmentState, Change, Identity, Key, Seen, Synced, Unusable
+from podidentity_core.model import Change, Identity, Key, Seen, Synced, Unusable
 from podidentity_core.planning import Planner, PodPlan, Rules
 from podidentity_core.ports import AssignmentStore, Clock, ClusterReader, EventSink, HostIdentities, LeaderLock, Meter
 from podidentity_core.reasons import Explanation, Reason
@@ -23,6 +23,7 @@ from podidentity_core.resource_ids import Host, IdentityResource
 from podidentity_core.services.hosts import HostLimits, HostWorker
 from podidentity_core.services.pods import PodTools, PodWorker
 from podidentity_core.services.work_queue import WorkQueue
+from podidentity_core.settling import WAITING
 from podidentity_core.view import ClusterView
 
 log = logging.getLogger(__name__)
@@ -167,7 +168,7 @@ class AssignmentService:
     def _time(self, pod: Key, plan: PodPlan) -> None:
         """Measure how long a pod waits for its identities."""
         now_s = self._ports.clock.monotonic_s()
-        if plan.create or plan.update or any(kept.state in _WAITING for kept in plan.keep):
+        if plan.create or plan.update or any(kept.state in WAITING for kept in plan.keep):
             self._waiting_since_s.setdefault(pod, now_s)
             return
         began_s = self._waiting_since_s.pop(pod, None)
@@ -179,7 +180,7 @@ class AssignmentService:
         now_s = self._ports.clock.monotonic_s()
         for host in self._planner.hosts():
             plans = [(pod, self._planner.pod_plan(pod)) for pod in self._planner.pods_on(host)]
-            waiting = [pod for pod, plan in plans for kept in plan.keep if kept.state in _WAITING]
+            waiting = [pod for pod, plan in plans for kept in plan.keep if kept.state in WAITING]
             first_s = min((self._waiting_since_s.get(pod, now_s) for pod in waiting), default=now_s)
             self._ports.meter.gauge("mic_waiting_assignments", len(waiting), host=host.name)
             self._ports.meter.gauge("mic_waiting_seconds", now_s - first_s, host=host.name)
@@ -207,10 +208,9 @@ class AssignmentService:
                 self._pod_turns.add(pod)
 
 
-_WAITING = (AssignmentState.CREATED, AssignmentState.UNASSIGNED)
 _NO_NEWS = (Reason.NOT_SCHEDULED, Reason.POD_FINISHED)
 """Reasons that are no fault of anybody's."""
 
 
 def _has_work(plan: PodPlan) -> bool:
-    return bool(plan.create or plan.update or plan.delete) or any(kept.state in _WAITING for kept in plan.keep)
+    return bool(plan.create or plan.update or plan.delete) or any(kept.state in WAITING for kept in plan.keep)

@@ -18,7 +18,7 @@ from podidentity_core.node_view import SYNCED, NodeView, sending_addresses
 from podidentity_core.ports import Clock, Meter, PodReader
 from podidentity_core.reasons import Explanation, Reason, because
 from podidentity_core.services.waiters import Waiters
-from podidentity_core.services.waiting import wait_at_most
+from podidentity_core.services.waiting import take_note, wait_at_most
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +36,14 @@ class Callers:
     """Tells the pod behind an address."""
 
     def __init__(
-        self, node: str, view: NodeView, waiters: Waiters, reader: PodReader, tools: tuple[Clock, Meter]
+        self, node: str, view: NodeView, waiters: Waiters, reader: PodReader, *, clock: Clock, meter: Meter
     ) -> None:
         self._node = node
         self._view = view
         self._waiters = waiters
-        self._clock, self._meter = tools
-        self._fresh = FreshPods(reader, self._clock)
+        self._clock = clock
+        self._meter = meter
+        self._fresh = FreshPods(reader, clock)
 
     async def pod_at(self, address: str) -> Pod | Explanation:
         """Return the pod that *address* belongs to, once everything is known that existed at the start."""
@@ -108,15 +109,9 @@ class FreshPods:
         if self._newest is None or self._began_s <= since_s:
             self._began_s = max(self._clock.monotonic_s(), self._began_s + SPACING_S)
             self._newest = asyncio.create_task(self._call(self._began_s), name="second look")
-            self._newest.add_done_callback(_take_note)
+            self._newest.add_done_callback(take_note)
         return await asyncio.shield(self._newest)
 
     async def _call(self, at_s: float) -> Sequence[Pod]:
         await self._clock.sleep(at_s - self._clock.monotonic_s())
         return await self._reader.pods()
-
-
-def _take_note(call: asyncio.Task[Sequence[Pod]]) -> None:
-    """Look at a failure that nobody waits for any more, so that asyncio does not report it as lost."""
-    if not call.cancelled():
-        call.exception()

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field, replace
 
 from podidentity_core import events
 from podidentity_core.errors import IdentitiesRefused, NotFound, PodIdentityError
-from podidentity_core.model import Assignment, AssignmentState
+from podidentity_core.model import Assignment
 from podidentity_core.planning import HostNeeds, Planner
 from podidentity_core.ports import Clock, EventSink, HostIdentities, LeaderLock, Meter
 from podidentity_core.reasons import Reason
 from podidentity_core.resource_ids import Host, IdentityResource
 from podidentity_core.services.refusals import Halving, Refusals
 from podidentity_core.services.work_queue import Backoff
-from podidentity_core.settling import HostChange, HostRecord, host_change
+from podidentity_core.settling import WAITING, HostChange, HostRecord, host_change
 from podidentity_core.view import ClusterView
 
 log = logging.getLogger(__name__)
@@ -234,7 +234,7 @@ class HostWorker:
             plan = self._planner.pod_plan(pod)
             for assignment in (*plan.keep, *plan.create):
                 resource = assignment.identity.host_resource
-                waits = assignment.state in (AssignmentState.CREATED, AssignmentState.UNASSIGNED)
+                waits = assignment.state in WAITING
                 if waits and resource is not None and concerns(resource) and self._view.host_of(assignment) == host:
                     yield assignment
 

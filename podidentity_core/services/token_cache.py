@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from podidentity_core.errors import PodIdentityError, RefusedError, TransientError
 from podidentity_core.ports import AccessToken, Clock, Meter
+from podidentity_core.services.waiting import take_note
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,8 @@ class TokenCache:
         if call is None:
             call = self._calls[key] = asyncio.create_task(self._fetch(key, fetch))
             self._running.add(call)
-            call.add_done_callback(self._end)
+            call.add_done_callback(self._running.discard)
+            call.add_done_callback(take_note)
         return call
 
     async def _fetch(self, key: Hashable, fetch: Fetch) -> AccessToken:
@@ -141,11 +143,6 @@ class TokenCache:
             _remember(self._kept, key, kept, self._capacity)
             self.version += 1
         return token
-
-    def _end(self, call: asyncio.Task[AccessToken]) -> None:
-        self._running.discard(call)
-        if not call.cancelled():
-            call.exception()  # or asyncio reports a failure as lost when nobody waits for it any more
 
     def _raise_refusal(self, key: Hashable, now_s: float) -> None:
         until_s, error = self._refused.get(key, (0.0, None))

@@ -7,8 +7,9 @@ So a revoked binding ends service at once, and a re-used address inherits nothin
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Coroutine, Hashable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from podidentity_core.model import Identity, IdentityKind, Key, Pod
 from podidentity_core.node_view import NodeView
@@ -77,7 +78,9 @@ class TokenService:
         self._view = NodeView()
         self._cache = TokenCache(ports.clock, ports.meter, longest_s=settings.longest_kept_s)
         self._waiters = Waiters(ports.clock, ports.meter)
-        self._callers = Callers(settings.node, self._view, self._waiters, ports.pods, (ports.clock, ports.meter))
+        self._callers = Callers(
+            settings.node, self._view, self._waiters, ports.pods, clock=ports.clock, meter=ports.meter
+        )
 
     @property
     def synced(self) -> bool:
@@ -144,10 +147,7 @@ class TokenService:
             RefusedError: the identity's object, its Secret or the operator's rules stand against it.
             TransientError: the service could not be reached, or asks for patience.
         """
-        with self._waiters.place(address) as problem:
-            if problem:
-                return Denied(because(Reason.TOO_MANY_WAIT, whose=problem))
-            return await self._answer(address, request)
+        return await self._placed(address, self._answer(address, request))
 
     async def answer_host(self, address: str, pod: Key, request: TokenRequest) -> Granted | Denied:
         """Answer a program of the node, at *address*, that asks on behalf of *pod*; no exception counts.
@@ -155,14 +155,22 @@ class TokenService:
         The pod need not be known: in standard mode an assignment for it is enough. Raises as `answer` does.
         Source: aad-pod-identity pkg/nmi/server/server.go:256.
         """
+        return await self._placed(address, self._answer_host(pod, request))
+
+    async def _placed(self, address: str, answer: Coroutine[Any, Any, Granted | Denied]) -> Granted | Denied:
+        """Return what *answer* returns, if there is a place for one more who waits at *address*."""
         with self._waiters.place(address) as problem:
             if problem:
+                answer.close()
                 return Denied(because(Reason.TOO_MANY_WAIT, whose=problem))
-            began_s = self._ports.clock.monotonic_s()
-            while True:
-                named = self._view.pod(pod) or Pod(pod.namespace, pod.name, uid="")
-                if (result := await self._once(named, request, began_s)) is not None:
-                    return result
+            return await answer
+
+    async def _answer_host(self, pod: Key, request: TokenRequest) -> Granted | Denied:
+        began_s = self._ports.clock.monotonic_s()
+        while True:
+            named = self._view.pod(pod) or Pod(pod.namespace, pod.name, uid="")
+            if (result := await self._once(named, request, began_s)) is not None:
+                return result
 
     async def _answer(self, address: str, request: TokenRequest) -> Granted | Denied:
         began_s = self._ports.clock.monotonic_s()
