@@ -77,7 +77,8 @@ class Listeners:
         for server, _ in self._running:
             for connection in tuple(server.server_state.connections):
                 transport = connection.transport
-                if transport is not None and transport.get_extra_info("sockname")[1] == port:
+                # Not the transport's own address: it has none between its end and the time its protocol is told.
+                if transport is not None and connection.server and connection.server[1] == port:
                     transport.abort()
 
     async def stop(self) -> None:
