@@ -121,7 +121,8 @@ def _plan_match(view: ClusterView, pod: Pod, match: Match, stored: Assignment | 
     if match.identity.host_resource is not None and view.host(pod.node) is None:
         steps.skipped.append(_host_unknown(view, pod))
         if stored is not None:
-            steps.keep.append(stored)
+            still = stored.node == pod.node and stored.identity == match.identity
+            (steps.keep if still else steps.delete).append(stored)
         return
     name = match.assignment
     wanted = Assignment(name.namespace, name.name, pod.key, pod.node, match.identity, match.binding)
@@ -143,7 +144,8 @@ def _resource(assignment: Assignment) -> IdentityResource | None:
 
 def _says_the_same(view: ClusterView, stored: Assignment, pod: Pod, match: Match) -> bool:
     return (
-        stored.node == pod.node
+        not view.is_doubted(stored)
+        and stored.node == pod.node
         and stored.identity == match.identity
         and stored.binding == match.binding
         and (stored.host is None or stored.host == (view.host(pod.node) or stored.host))

@@ -55,7 +55,7 @@ class HostRecord:
     *usable* are the identities that pods there can use; None while that is not known. *foreign* are those that
     somebody else put there: assignments that find theirs among them are marked, and never remove it. *ours* are the
     rest, but for *kept*, which stay for good. *changing* are those that a write under way adds or removes. *stale*:
-    look again before the next change.
+    look again before the next change. *sure*: the last look showed all that a former leader had asked for.
     """
 
     usable: frozenset[IdentityResource] | None = None
@@ -64,18 +64,22 @@ class HostRecord:
     kept: frozenset[IdentityResource] = frozenset()
     changing: frozenset[IdentityResource] = frozenset()
     stale: bool = True
+    sure: bool = False
 
     @property
     def perhaps_on(self) -> frozenset[IdentityResource] | None:
         """What the host may carry at this moment; None when that may be anything."""
         return None if self.usable is None else self.usable | self.changing
 
-    def learn(self, attached: frozenset[IdentityResource], claimed: Set[IdentityResource]) -> None:
+    def learn(
+        self, attached: frozenset[IdentityResource], claimed: Set[IdentityResource], *, sure: bool = True
+    ) -> None:
         """Take in what the host carries. *claimed* are the identities that stored assignments say MIC put there."""
         self.ours = attached & (self.ours | claimed) - self.kept
         self.foreign = attached - self.ours
         self.usable = attached
         self.stale = False
+        self.sure = sure
 
     def keep(self, kept: Set[IdentityResource]) -> None:
         """*kept* stay on the host for good, also when no assignment says so any more."""

@@ -44,6 +44,10 @@ class _Index(Generic[K]):
         return self._groups.get(value, ())
 
 
+MOST_GONE = 10_000
+"""How many assignments that are gone are kept in mind: more than can go while one answer or one event is late."""
+
+
 class ClusterView:
     """Everything that MIC decides from. Feed it changes with `apply`; read the mappings, never write to them."""
 
@@ -61,7 +65,8 @@ class ClusterView:
         self._bindings_by_identity: _Index[Key] = _Index()
         self._assignments_by_pod: _Index[Key] = _Index()
         self._assignments_by_node: _Index[str] = _Index()
-        self._deleted_uids: set[str] = set()
+        self._gone_uids: dict[str, None] = {}  # of assignments, the oldest first
+        self._doubted: dict[Key, Assignment] = {}
 
     @classmethod
     def of(cls, things: Iterable[Thing]) -> ClusterView:
@@ -101,16 +106,34 @@ class ClusterView:
         return self.pods.keys() | {assignment.pod for assignment in self.assignments.values()}
 
     def mark_deleted(self, assignment: Assignment) -> set[Key]:
-        """Forget an assignment that we have deleted, before the watch says so; returns the pods to plan again.
+        """Forget an assignment that does not exist any more, before the watch says so; returns the pods to plan again.
 
-        A late event about the same object does not bring it back.
+        A late event about the same object, or a late answer to a write, does not bring it back.
         """
         known = self.assignments.get(assignment.key)
         if known is None or known.uid != assignment.uid:
             return set()  # the watch was faster
-        if assignment.uid:
-            self._deleted_uids.add(assignment.uid)
+        self._note_gone(assignment.uid)
         return self._assignment(assignment.key, None)
+
+    def _note_gone(self, uid: str) -> None:
+        if uid:
+            self._gone_uids[uid] = None
+        if len(self._gone_uids) > MOST_GONE:
+            del self._gone_uids[next(iter(self._gone_uids))]
+
+    def doubt(self, assignment: Assignment) -> set[Key]:
+        """Do not rely on *assignment*, since nobody knows whether its update was made; returns the pods to plan again.
+
+        It is planned to be written once more, until a newer version is seen.
+        """
+        self._doubted[assignment.key] = assignment
+        return {assignment.pod}
+
+    def is_doubted(self, assignment: Assignment) -> bool:
+        """Whether the server may hold a newer version, of which we would be the author."""
+        doubted = self._doubted.get(assignment.key)
+        return doubted is not None and _version(doubted) == _version(assignment)
 
     def apply(self, change: Change) -> set[Key]:
         """Take one change in; returns the pods that have to be planned again because of it."""
@@ -121,13 +144,14 @@ class ClusterView:
             case Seen(thing):
                 return self._replace(type(thing), thing.key, thing)
             case Gone(kind, key, uid):
+                if kind is Assignment:
+                    self._note_gone(uid)
                 return self._replace(kind, key, None) if self._is_the_one_gone(kind, key, uid) else set()
             case Unusable(kind, key):
                 return self._replace(kind, key, None)
 
     def _is_the_one_gone(self, kind: type[Thing], key: Key, uid: str) -> bool:
         """Whether a watch's farewell means the object that we know, and not one that we have since replaced."""
-        self._deleted_uids.discard(uid)
         successor = self.assignments.get(key) if kind is Assignment else None
         return successor is None or not uid or successor.uid == uid
 
@@ -152,8 +176,10 @@ class ClusterView:
 
     def _assignment(self, key: Key, new: Assignment | None) -> set[Key]:
         old = self.assignments.get(key)
-        if new is not None and (new.uid in self._deleted_uids or _is_older(new, old)):
+        if new is not None and (new.uid in self._gone_uids or _is_older(new, old)):
             return set()
+        if (doubted := self._doubted.get(key)) and (new is None or _version(new) != _version(doubted)):
+            del self._doubted[key]
         _swap(self.assignments, key, new)
         self._assignments_by_pod.move(key, old.pod if old else None, new.pod if new else None)
         self._assignments_by_node.move(key, old.node if old else None, new.node if new else None)
@@ -213,6 +239,10 @@ def _swap(mapping: dict[Key, T], key: Key, new: T | None) -> T | None:
     old = mapping.get(key)
     mapping[key] = new
     return old
+
+
+def _version(assignment: Assignment) -> tuple[str, str]:
+    return assignment.uid, assignment.resource_version
 
 
 def _is_older(new: Assignment, old: Assignment | None) -> bool:

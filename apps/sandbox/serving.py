@@ -76,10 +76,10 @@ class Listeners:
         """Reset all connections to a port of ours."""
         for server, _ in self._running:
             for connection in tuple(server.server_state.connections):
-                transport = connection.transport
                 # Not the transport's own address: it has none between its end and the time its protocol is told.
-                if transport is not None and connection.server and connection.server[1] == port:
-                    transport.abort()
+                server_at = connection.server if isinstance(connection, _Protocol) else None
+                if server_at and server_at[1] == port and connection.transport is not None:
+                    connection.transport.abort()
 
     async def stop(self) -> None:
         """Close all connections, running requests included, and all sockets."""

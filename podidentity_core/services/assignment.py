@@ -84,7 +84,7 @@ class AssignmentService:
         self._waiting_since_s: dict[Key, float] = {}
         self._explained: dict[Key, tuple[Explanation, ...]] = {}
         self._skipped: Counter[str] = Counter()
-        self._seen_on: dict[Host, tuple[frozenset[IdentityResource] | None, int]] = {}
+        self._seen_on: dict[Host, tuple[frozenset[IdentityResource] | None, bool, int]] = {}
 
     async def run(self) -> None:
         """Work, until cancelled. Raises what the cluster's iterator raises."""
@@ -115,6 +115,7 @@ class AssignmentService:
             if isinstance(change, Unusable):
                 log.error("%s", change.explanation)
             elif isinstance(change, Synced):
+                self._pod_worker.inherit(self._view.assignments.values())
                 log.info("pod cache synchronized")
         if not self._view.synced:
             return
@@ -199,7 +200,8 @@ class AssignmentService:
 
         Otherwise a pod whose writes fail, and which waits for the host as well, would go round with it for ever.
         """
-        now = (self._host_worker.record(host).usable, self._planner.revision(host))
+        record = self._host_worker.record(host)
+        now = (record.usable, record.sure, self._planner.revision(host))
         if self._seen_on.get(host) == now:
             return
         self._seen_on[host] = now

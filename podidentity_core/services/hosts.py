@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from podidentity_core import events
-from podidentity_core.errors import IdentitiesRefused, NotFound, PodIdentityError
+from podidentity_core.errors import Conflict, IdentitiesRefused, NotFound, PodIdentityError
 from podidentity_core.model import Assignment
 from podidentity_core.planning import HostNeeds, Planner
 from podidentity_core.ports import Clock, EventSink, HostIdentities, LeaderLock, Meter
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 GATHER_S = 0.3
 """The longest wait for other assignments before a write: a second write would cost seconds, and Azure's patience."""
+OVERTAKEN = 3
+"""So often in a row somebody else may write a host just before us, a matter of course, before users hear of it."""
 NEXT_ROUND_S = 15.0
 """When to go on after a round in which Azure refused one identity after another: a host bears 4 writes a minute."""
 
@@ -35,7 +37,8 @@ NEXT_ROUND_S = 15.0
 class HostLimits:
     """What a host is spared. Seconds.
 
-    *grace_s*: an identity that nobody needs any more stays so long, since it is often needed again at once. *retries*
+    *grace_s*: an identity that nobody needs any more stays so long, since it is often needed again at once; and after
+    so long in a term nothing arrives any more that a former leader has asked of Azure before it died. *retries*
     more writes follow without delay when some identities were refused; a refused one itself waits out *quarantine*,
     of which five tries fit into the first hour.
     """
@@ -52,6 +55,7 @@ class _HostDesk:
     record: HostRecord = field(default_factory=HostRecord)
     stay_until_s: dict[IdentityResource, float] = field(default_factory=dict)
     gathering_since_s: float | None = None
+    overtaken: int = 0
 
 
 class HostWorker:
@@ -80,6 +84,7 @@ class HostWorker:
         self._chance = chance
         self._limits = limits
         self._desks: dict[Host, _HostDesk] = {}
+        self._began_s = clock.monotonic_s()
 
     def record(self, host: Host) -> HostRecord:
         """What is known of *host*."""
@@ -105,7 +110,7 @@ class HostWorker:
         """
         desk = self._desk(host)
         try:
-            if desk.record.stale:
+            if desk.record.stale or (not desk.record.sure and self._sure_in_s() <= 0):
                 await self._learn(host, desk)
             if (gather_s := self._gather_s(host, desk)) > 0:
                 return gather_s
@@ -113,8 +118,11 @@ class HostWorker:
         except PodIdentityError as error:
             if isinstance(error, NotFound):
                 desk.record.learn(frozenset(), frozenset())
-            self._report(self._waiting(host, lambda _: True), error, Reason.HOST_FAILS)
+            desk.overtaken = desk.overtaken + 1 if isinstance(error, Conflict) else 0
+            if not 0 < desk.overtaken <= OVERTAKEN:
+                self._report(self._waiting(host, lambda _: True), error, Reason.HOST_FAILS)
             raise
+        desk.overtaken = 0
         return self._next_look_s(host, desk) if finished else NEXT_ROUND_S
 
     def _gather_s(self, host: Host, desk: _HostDesk) -> float:
@@ -136,6 +144,7 @@ class HostWorker:
         return self._desks[host]
 
     async def _learn(self, host: Host, desk: _HostDesk) -> None:
+        sure = self._sure_in_s() <= 0
         state = await self._hosts.attached(host)
         claimed = frozenset(
             assignment.identity.host_resource
@@ -146,7 +155,11 @@ class HostWorker:
             and self._view.host_of(assignment) == host
         )
         desk.record.keep(self._planner.host_needs(host).kept)  # before the assignments that say so can be gone
-        desk.record.learn(state.attached, claimed)
+        desk.record.learn(state.attached, claimed, sure=sure)
+
+    def _sure_in_s(self) -> float:
+        """In how many seconds a look at a host shows all that a former leader had asked for."""
+        return self._began_s + self._limits.grace_s - self._clock.monotonic_s()
 
     async def _change(self, host: Host, desk: _HostDesk) -> bool:
         """Write until nothing is left to write but what Azure refuses; False if that does not succeed in one round.
@@ -220,12 +233,14 @@ class HostWorker:
         return tuple(host for host, desk in self._desks.items() if desk.refusals.forget((resource,)))
 
     def _next_look_s(self, host: Host, desk: _HostDesk) -> float | None:
-        """When the first refused identity may be tried again, or the first superfluous one leave."""
+        """When the first refused identity may be tried again, or the first superfluous one leave, or all is certain."""
         needs = self._planner.host_needs(host)
         retry_s = desk.refusals.next_look_s(needs.needed | needs.leaving)
         self._meter.gauge("mic_quarantined_identities", len(desk.refusals), host=host.name)
         now_s = self._clock.monotonic_s()
         waits_s = [until_s - now_s for until_s in desk.stay_until_s.values()]
+        if needs.leaving and not desk.record.sure:
+            waits_s.append(max(0.1, self._sure_in_s()))
         return min((wait_s for wait_s in (retry_s, *waits_s) if wait_s is not None and wait_s > 0), default=None)
 
     def _waiting(self, host: Host, concerns: Callable[[IdentityResource], bool]) -> Iterable[Assignment]:

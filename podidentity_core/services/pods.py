@@ -47,6 +47,12 @@ class PodWorker:
         self._planner = planner
         self._hosts = hosts
         self._tools = tools
+        self._inherited: frozenset[str] = frozenset()
+
+    def inherit(self, assignments: Iterable[Assignment]) -> None:
+        """A former leader has stored *assignments*; what it asked of Azure for those on their way may still arrive."""
+        settled = (AssignmentState.ASSIGNED, AssignmentState.UNKNOWN)
+        self._inherited = frozenset(assignment.uid for assignment in assignments if assignment.state not in settled)
 
     async def turn(self, pod: Key) -> None:
         """Do for one pod what can be done now. One failure does not stop the rest; the first is raised at the end.
@@ -104,7 +110,9 @@ class PodWorker:
         host = self._view.host_of(assignment)
         if host is None:
             return Next.RELEASE
-        return next_for_unwanted(assignment, self._hosts.needs(host), self._hosts.record(host).perhaps_on)
+        record = self._hosts.record(host)
+        perhaps_on = record.perhaps_on if record.sure or assignment.uid not in self._inherited else None
+        return next_for_unwanted(assignment, self._hosts.needs(host), perhaps_on)
 
     def _record(self, assignment: Assignment) -> HostRecord | None:
         host = self._view.host_of(assignment)
@@ -124,6 +132,8 @@ class PodWorker:
     async def _create(self, wanted: Assignment, deleted: Assignment | None) -> None:
         """Store *wanted*, in the place of *deleted*, which somebody removes by hand although it is needed."""
         if self._waits_for_host(wanted):
+            if deleted is not None:
+                await self._stop_serving(deleted, wanted)
             return
         if deleted is not None:
             await self._remember(deleted)
@@ -141,20 +151,30 @@ class PodWorker:
 
     async def _update(self, update: Update) -> None:
         if self._waits_for_host(update.wanted):
+            await self._stop_serving(update.stored, update.wanted)
             return
         if self._leaves_something(update):
             await self._remember(update.stored)
             if self._waits_for_host(update.wanted):
+                await self._stop_serving(update.stored, update.wanted)
                 return
         new = self._in_first_state(update.wanted)
         log.info("updating assigned id %s", new.key)
+        self._planner.refresh(self._view.doubt(update.stored))
         try:
             call = self._tools.store.update(update.stored, new)
             stored = await self._timed("assigned_identity_update", call)
         except PodIdentityError as error:
+            if isinstance(error, NotFound):
+                self._tools.replan(self._view.mark_deleted(update.stored))
             self._tools.events.publish(events.update_failed(new, str(error)))
             raise
         self._stored(stored)
+
+    async def _stop_serving(self, stored: Assignment, wanted: Assignment) -> None:
+        """The host may not answer for hours, and meanwhile the pod must not go on with what was taken from it."""
+        if stored.identity != wanted.identity and stored.state is not AssignmentState.UNASSIGNED:
+            self._note(await self._set_state(stored, AssignmentState.UNASSIGNED))
 
     def _leaves_something(self, update: Update) -> bool:
         """Whether an update makes an identity superfluous on its host."""
@@ -221,6 +241,7 @@ class PodWorker:
         try:
             return await self._tools.store.set_state(assignment, state)
         except NotFound:
+            self._tools.replan(self._view.mark_deleted(assignment))
             raise  # it went by itself, which is no error of anybody's
         except PodIdentityError as error:
             self._tools.meter.count(

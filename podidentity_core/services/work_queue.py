@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from podidentity_core.errors import PodIdentityError, Throttled
+from podidentity_core.errors import Conflict, PodIdentityError, Throttled
 from podidentity_core.ports import Clock
 from podidentity_core.services.waiting import wait_at_most
 
@@ -104,7 +104,7 @@ class WorkQueue(Generic[K]):
             except PodIdentityError as error:
                 failures += 1
                 delay_s = self._delay_s(error, failures)
-                level = logging.INFO if isinstance(error, Throttled) else logging.ERROR  # then it is only to wait
+                level = logging.INFO if isinstance(error, Throttled | Conflict) else logging.ERROR  # only to wait
                 log.log(level, "%s failed, next attempt in %.1f s, error: %s", key, delay_s, error)
                 await self._pause(entry, delay_s, patient=self._patient)
                 continue

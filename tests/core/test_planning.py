@@ -69,6 +69,7 @@ NO_NODE = because(Reason.HOST_UNKNOWN, pod="default/web-0", node="node-1", probl
 BAD_NODE = because(Reason.HOST_UNKNOWN, pod="default/web-0", node="node-1", problem="the providerID is empty")
 ELSEWHERE = replace(STORED, node="node-2")
 FOREIGN = replace(STORED, preexisting=True)
+OTHER = binding("other", identity_name="web")
 RULES_THE_SAME = replace(IDENTITY, resource_version="99")
 
 CASES = {
@@ -92,8 +93,8 @@ CASES = {
         update=[Update(ELSEWHERE, unsaved(WANTED))],
     ),
     "through another binding": Case(
-        [POD, NODE, IDENTITY, binding("other", identity_name="web"), STORED],
-        update=[Update(STORED, unsaved(replace(WANTED, binding=binding("other", identity_name="web"))))],
+        [POD, NODE, IDENTITY, OTHER, STORED],
+        update=[Update(STORED, unsaved(replace(WANTED, binding=OTHER)))],
     ),
     "being deleted, wanted": Case(
         [POD, NODE, IDENTITY, BINDING, replace(STORED, deleting=True)],
@@ -101,11 +102,11 @@ CASES = {
         delete=[replace(STORED, deleting=True)],
     ),
     "a foreign identity stays foreign on its host": Case(
-        [POD, NODE, IDENTITY, binding("other", identity_name="web"), FOREIGN],
+        [POD, NODE, IDENTITY, OTHER, FOREIGN],
         update=[
             Update(
                 FOREIGN,
-                unsaved(replace(WANTED, binding=binding("other", identity_name="web"), preexisting=True)),
+                unsaved(replace(WANTED, binding=OTHER, preexisting=True)),
             )
         ],
     ),
@@ -129,7 +130,13 @@ CASES = {
         [POD, IDENTITY, BINDING, replace(STORED, host=vm("noted"))], keep=[replace(STORED, host=vm("noted"))]
     ),
     "no node": Case([POD, IDENTITY, BINDING], skipped=[NO_NODE]),
-    "no node, stored": Case([POD, IDENTITY, BINDING, ELSEWHERE], keep=[ELSEWHERE], skipped=[NO_NODE]),
+    "no node, stored for another binding": Case([POD, IDENTITY, OTHER, STORED], keep=[STORED], skipped=[NO_NODE]),
+    "no node, stored for another node": Case(
+        [POD, IDENTITY, BINDING, ELSEWHERE], delete=[ELSEWHERE], skipped=[NO_NODE]
+    ),
+    "no node, stored with what the identity was": Case(
+        [POD, NEW_ID, BINDING, STORED], delete=[STORED], skipped=[NO_NODE]
+    ),
     "a node without a host": Case([POD, NO_HOST, IDENTITY, BINDING], skipped=[BAD_NODE]),
     "a node without a host, nothing is needed there": Case(
         [POD, NO_HOST, SECRET, BINDING], create=[unsaved(assignment(POD, SECRET, state=AssignmentState.CREATED))]

@@ -34,7 +34,7 @@ from podidentity_core.testing.builders import (
     scale_set,
     vm,
 )
-from podidentity_core.view import ClusterView
+from podidentity_core.view import MOST_GONE, ClusterView
 
 WEB, DB = pod("web"), pod("db", label="db", node="node-2")
 LEFT = pod("left")
@@ -203,12 +203,20 @@ class TestLateNews:
         assert view.apply(Seen(self.NEW)) == set()
         assert view.assignments == {}
 
-    def test_what_we_have_deleted_is_forgotten_when_the_watch_says_so(self) -> None:
+    def test_what_the_watch_has_told_to_be_gone_is_not_brought_back_by_a_late_answer(self) -> None:
         view = ClusterView.of([self.OLD])
-        view.mark_deleted(self.OLD)
         view.apply(Gone(Assignment, self.OLD.key, self.OLD.uid))
 
-        assert view._deleted_uids == set()
+        assert view.apply(Seen(self.NEW)) == set()
+        assert view.assignments == {}
+
+    def test_only_so_many_that_are_gone_are_kept_in_mind(self) -> None:
+        view = ClusterView()
+        for number in range(MOST_GONE + 1):
+            view.apply(Gone(Assignment, self.OLD.key, f"uid-{number}"))
+
+        assert view.apply(Seen(replace(self.OLD, uid="uid-1"))) == set()
+        assert view.apply(Seen(replace(self.OLD, uid="uid-0"))) == {self.OLD.pod}
 
     def test_the_farewell_of_the_former_object_does_not_take_the_successor_along(self) -> None:
         view = ClusterView.of([self.OLD])
@@ -225,10 +233,13 @@ class TestLateNews:
         assert view.apply(Gone(Assignment, self.NEW.key, uid)) == {self.NEW.pod}
         assert view.assignments == {}
 
-    def test_a_farewell_that_comes_before_our_own_note_leaves_nothing_to_remember(self) -> None:
-        """The watch may be faster than the answer to our delete."""
+    def test_what_an_update_may_have_changed_is_doubted_until_a_newer_version_is_seen(self) -> None:
         view = ClusterView.of([self.OLD])
-        view.apply(Gone(Assignment, self.OLD.key, self.OLD.uid))
-        view.mark_deleted(self.OLD)
 
-        assert view._deleted_uids == set()
+        assert view.doubt(self.OLD) == {self.OLD.pod}
+        before = view.is_doubted(self.OLD)
+        view.apply(Seen(self.OLD))
+        again = view.is_doubted(self.OLD)
+        view.apply(Seen(self.NEW))
+
+        assert (before, again, view.is_doubted(self.NEW)) == (True, True, False)

@@ -39,7 +39,7 @@ class Life:
                 namespaced=chance.random() < 0.25,
                 immutable=frozenset({same_client(immutable)} if immutable else ()),
             ),
-            limits=HostLimits(grace_s=chance.choice((0.0, 0.0, 3.0, 60.0, 300.0))),
+            limits=HostLimits(grace_s=chance.choice((0.0, 3.0, 3.0, 60.0, 300.0))),
             parallel_writes=chance.choice((1, 3, 20)),
         )
         self.world = World(
@@ -47,7 +47,9 @@ class Life:
             namespaced=self.settings.rules.namespaced,
             immutable=frozenset({resource(immutable)} if immutable else ()),
         )
-        self.network = Network(self.world.clock, chance)
+        # Without a grace time a successor believes its first look at a host: docs/configuration.md says so.
+        late = 0.7 if self.settings.limits.grace_s else 0.0
+        self.network = Network(self.world.clock, chance, late=late)
         self.invariants = Invariants(self.world, self.network)
         self.term: Term | None = None
         self._seat = asyncio.Lock()

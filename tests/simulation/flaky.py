@@ -27,11 +27,15 @@ LATEST_S = 2.0
 
 
 class Network:
-    """How bad it is: *api_trouble* and *arm_trouble* are the shares of requests that fail, *lag_s* how old news get."""
+    """How bad it is: *api_trouble* and *arm_trouble* are the shares of requests that fail, *lag_s* how old news get.
 
-    def __init__(self, clock: FakeClock, chance: Random) -> None:
+    *late* is the share of requests under way that still arrive when their sender dies.
+    """
+
+    def __init__(self, clock: FakeClock, chance: Random, *, late: float) -> None:
         self.clock = clock
         self.chance = chance
+        self.late = late
         self.failed_s = -1e9
         """When the last request to the API server failed."""
         self.calm()
@@ -111,7 +115,7 @@ async def request(network: Network, term: Term, trouble: float, act: Callable[[C
 
 async def _arrive(network: Network, call: Call, lost: bool, act: Callable[[Call], Awaitable[T]]) -> T:
     await network.delay()
-    if call.term.ended and network.chance.random() < 0.3:
+    if call.term.ended and network.chance.random() >= network.late:
         raise TransientError("it had not left yet when its sender died")
     if lost:
         raise network.chance.choice(
