@@ -80,7 +80,7 @@ metadata="${metadata##*http://}"
 
 say "MIC"
 start mic env MIC_POD_NAMESPACE=default "$programs/mic" --kubeconfig="$KUBECONFIG" --cloudconfig="$azure" \
-    --http-probe-port=0 --prometheus-port=0
+    --http-probe-port=0 --prometheus-port=0 --identity-grace-period=2s  # else the end of this walk takes a minute
 shows mic "sync thread started"
 
 say "NMI for node $node"
@@ -136,5 +136,5 @@ fi
 
 say "The pod goes, and MIC takes the identity off the node"
 kube delete deployment/demo
-kube wait --for delete azureassignedidentities --all --timeout 150s  # MIC keeps an identity on the host for a minute
+kube wait --for delete azureassignedidentities --all --timeout 60s
 say "All of it happened"
