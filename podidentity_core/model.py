@@ -156,7 +156,8 @@ class Assignment:
     """An AzureAssignedIdentity: this pod, on this node, may use this identity because of this binding.
 
     *preexisting*: the identity was on the host before MIC first wrote it, so MIC never removes it. *host* is the host
-    as MIC noted it, for the day when the node is gone; None where the original wrote the assignment.
+    as MIC noted it, for the day when the node is gone; None where the original wrote the assignment. *reason*: why it
+    has waited for its host for longer than a moment, as MIC noted it for its readers; it begins with the code.
     *origin* is the adapter's own record of the stored object; None while it is only planned.
     """
 
@@ -172,6 +173,7 @@ class Assignment:
     deleting: bool = False
     preexisting: bool = False
     host: Host | None = None
+    reason: str = ""
     origin: Any = field(default=None, compare=False, repr=False)
 
     @property

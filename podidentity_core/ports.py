@@ -93,7 +93,14 @@ class AssignmentStore(Protocol):
         ...
 
     async def set_state(self, assignment: Assignment, state: AssignmentState) -> Assignment:
-        """Change the state alone; return it as stored. Raises `NotFound` when it no longer exists."""
+        """Change the state alone, which ends its reason; return it as stored. `NotFound` when it no longer exists."""
+        ...
+
+    async def explain(self, assignment: Assignment, reason: str, at_s: float) -> Assignment:
+        """Note for its readers why it has not got further, and since when (seconds since 1970).
+
+        Returns it as stored. Raises `NotFound` when it no longer exists.
+        """
         ...
 
     async def delete(self, assignment: Assignment) -> None:

@@ -4,7 +4,7 @@
 |---|---|
 | create | POST |
 | update | PUT with the resource version that was read |
-| set_state | JSON patch of `/status/status` |
+| set_state, explain | merge patch of the status, or of the annotations with the reason |
 | delete | DELETE, then, if our finalizer is still there, PUT without it |
 
 Source: aad-pod-identity pkg/crd/crd.go:477-560, 776.
@@ -20,7 +20,7 @@ from podidentity_core.errors import Conflict, NotFound, RefusedError
 from podidentity_core.model import Assignment, AssignmentState, Key
 from podidentity_core.ports import AssignmentStore
 from podidentity_k8s import bodies
-from podidentity_k8s.api import JSON_PATCH, KubeApi
+from podidentity_k8s.api import MERGE_PATCH, KubeApi
 from podidentity_k8s.convert import assignment_of
 from podidentity_k8s.wire import GROUP_VERSION, WireAssignment
 
@@ -42,11 +42,15 @@ class KubeAssignments:
         return _stored(await self._api.put(_path(stored.key), bodies.replacement(stored, wanted)))
 
     async def set_state(self, assignment: Assignment, state: AssignmentState) -> Assignment:
-        """Patch the state; an object from a MIC that knew no states first gets a status at all."""
-        patch: dict[str, Any] = {"op": "replace", "path": "/status/status", "value": state.value}
-        if assignment.state is AssignmentState.UNKNOWN:
-            patch = {"op": "add", "path": "/status", "value": bodies.status(state)}
-        return _stored(await self._api.patch(_path(assignment.key), [patch], content_type=JSON_PATCH))
+        """Patch the status, which an object from a MIC that knew no states gets by that."""
+        return await self._merge(assignment.key, bodies.new_state(state))
+
+    async def explain(self, assignment: Assignment, reason: str, at_s: float) -> Assignment:
+        """Patch the annotations that hold the reason and its time."""
+        return await self._merge(assignment.key, bodies.new_reason(reason, at_s))
+
+    async def _merge(self, key: Key, patch: dict[str, Any]) -> Assignment:
+        return _stored(await self._api.patch(_path(key), patch, content_type=MERGE_PATCH))
 
     async def delete(self, assignment: Assignment) -> None:
         """Delete this very object (its uid), and take our finalizer away. Others' finalizers are theirs to remove."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,10 +25,13 @@ from podidentity_k8s.wire import (
     NODE_LABEL,
     NOTED_FOR_ANNOTATION,
     PREEXISTING_ANNOTATION,
+    REASON_ANNOTATION,
+    REASON_TIME_ANNOTATION,
 )
 
 _LABEL_CHARS = 63
 _DIGEST_CHARS = 8
+_REASON_CHARS = 1024  # Azure's errors can be long, and each reader of the object pays for them
 
 
 def node_label(node: str) -> str:
@@ -99,6 +103,21 @@ def without_finalizer(stored: bytes) -> dict[str, Any] | None:
 def status(state: AssignmentState) -> dict[str, Any]:
     """The status of an assignment."""
     return {"metadata": {}, "status": state.value, "availableReplicas": 1}
+
+
+def new_state(state: AssignmentState) -> dict[str, Any]:
+    """The merge patch that gives an assignment a state, which ends the reason for the former one."""
+    return {"metadata": _reason(None, None), "status": status(state)}
+
+
+def new_reason(reason: str, at_s: float) -> dict[str, Any]:
+    """The merge patch that notes why an assignment has not got further."""
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at_s))
+    return {"metadata": _reason(reason[:_REASON_CHARS], at)}
+
+
+def _reason(reason: str | None, at: str | None) -> dict[str, Any]:
+    return {"annotations": {REASON_ANNOTATION: reason, REASON_TIME_ANNOTATION: at}}
 
 
 def embedded_identity(identity: Identity) -> dict[str, Any]:

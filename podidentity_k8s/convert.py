@@ -41,6 +41,8 @@ from podidentity_k8s.wire import (
     NAMESPACED,
     NOTED_FOR_ANNOTATION,
     PREEXISTING_ANNOTATION,
+    REASON_ANNOTATION,
+    REASON_TIME_ANNOTATION,
     Bare,
     WireAssignment,
     WireBinding,
@@ -213,11 +215,14 @@ def assignment_of(wire: WireAssignment) -> Assignment:
         deleting=meta.deletion_timestamp is not None,
         preexisting=notes.get(PREEXISTING_ANNOTATION) == "true",
         host=_host(notes.get(HOST_ANNOTATION, "")),
+        reason=(meta.annotations or {}).get(REASON_ANNOTATION, ""),
         origin=_stored_meta(wire),
     )
 
 
-_OWN_ANNOTATIONS = frozenset({PREEXISTING_ANNOTATION, HOST_ANNOTATION, NOTED_FOR_ANNOTATION})
+_OWN_ANNOTATIONS = frozenset(
+    {PREEXISTING_ANNOTATION, HOST_ANNOTATION, NOTED_FOR_ANNOTATION, REASON_ANNOTATION, REASON_TIME_ANNOTATION}
+)
 """What stands in fields of the assignment, and is written from there."""
 
 

@@ -17,6 +17,8 @@ NAMESPACED = "namespaced"
 PREEXISTING_ANNOTATION = "aadpodidentity.k8s.io/preexisting"
 HOST_ANNOTATION = "aadpodidentity.k8s.io/host"
 NOTED_FOR_ANNOTATION = "aadpodidentity.k8s.io/noted-for"
+REASON_ANNOTATION = "aadpodidentity.k8s.io/reason"
+REASON_TIME_ANNOTATION = "aadpodidentity.k8s.io/reason-time"
 NODE_LABEL = "nodename"
 FINALIZER = "azureassignedidentity.finalizers.aadpodidentity.k8s.io"
 

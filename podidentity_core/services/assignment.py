@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from podidentity_core import events
@@ -19,7 +19,7 @@ from podidentity_core.model import Change, Identity, Key, Seen, Synced, Unusable
 from podidentity_core.planning import Planner, PodPlan, Rules
 from podidentity_core.ports import AssignmentStore, Clock, ClusterReader, EventSink, HostIdentities, LeaderLock, Meter
 from podidentity_core.reasons import Explanation, Reason
-from podidentity_core.resource_ids import Host, IdentityResource
+from podidentity_core.resource_ids import Host
 from podidentity_core.services.hosts import HostLimits, HostWorker
 from podidentity_core.services.pods import PodTools, PodWorker
 from podidentity_core.services.work_queue import WorkQueue
@@ -84,7 +84,7 @@ class AssignmentService:
         self._waiting_since_s: dict[Key, float] = {}
         self._explained: dict[Key, tuple[Explanation, ...]] = {}
         self._skipped: Counter[str] = Counter()
-        self._seen_on: dict[Host, tuple[frozenset[IdentityResource] | None, bool, int]] = {}
+        self._seen_on: dict[Host, Hashable] = {}
 
     async def run(self) -> None:
         """Work, until cancelled. Raises what the cluster's iterator raises."""
@@ -201,7 +201,7 @@ class AssignmentService:
         Otherwise a pod whose writes fail, and which waits for the host as well, would go round with it for ever.
         """
         record = self._host_worker.record(host)
-        now = (record.usable, record.sure, self._planner.revision(host))
+        now = (record.usable, record.sure, self._planner.revision(host), self._host_worker.troubles(host))
         if self._seen_on.get(host) == now:
             return
         self._seen_on[host] = now

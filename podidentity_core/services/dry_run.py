@@ -46,7 +46,12 @@ class DryStore:
     async def set_state(self, assignment: Assignment, state: AssignmentState) -> Assignment:
         """Say which state would be set."""
         log.info("dry run: would set AzureAssignedIdentity %s to %s", assignment.key, state.value)
-        return replace(assignment, state=state)
+        return replace(assignment, state=state, reason="")
+
+    async def explain(self, assignment: Assignment, reason: str, at_s: float) -> Assignment:  # noqa: ARG002
+        """Say which reason would be noted."""
+        log.info("dry run: would note at AzureAssignedIdentity %s: %s", assignment.key, reason)
+        return replace(assignment, reason=reason)
 
     async def delete(self, assignment: Assignment) -> None:
         """Say what would be deleted."""

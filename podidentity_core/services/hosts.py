@@ -8,7 +8,7 @@ looks again, and whatever is needed and missing is added.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 
 from podidentity_core import events
@@ -16,7 +16,7 @@ from podidentity_core.errors import Conflict, IdentitiesRefused, NotFound, PodId
 from podidentity_core.model import Assignment
 from podidentity_core.planning import HostNeeds, Planner
 from podidentity_core.ports import Clock, EventSink, HostIdentities, LeaderLock, Meter
-from podidentity_core.reasons import Reason
+from podidentity_core.reasons import Explanation, Reason, because
 from podidentity_core.resource_ids import Host, IdentityResource
 from podidentity_core.services.refusals import Halving, Refusals
 from podidentity_core.services.work_queue import Backoff
@@ -27,8 +27,10 @@ log = logging.getLogger(__name__)
 
 GATHER_S = 0.3
 """The longest wait for other assignments before a write: a second write would cost seconds, and Azure's patience."""
-OVERTAKEN = 3
-"""So often in a row somebody else may write a host just before us, a matter of course, before users hear of it."""
+PASSING = 3
+"""So many failures in a row may pass by themselves: only then is it noted at assignments that their host fails, or told
+to anybody that somebody else has written the host just before us.
+"""
 NEXT_ROUND_S = 15.0
 """When to go on after a round in which Azure refused one identity after another: a host bears 4 writes a minute."""
 
@@ -55,7 +57,8 @@ class _HostDesk:
     record: HostRecord = field(default_factory=HostRecord)
     stay_until_s: dict[IdentityResource, float] = field(default_factory=dict)
     gathering_since_s: float | None = None
-    overtaken: int = 0
+    failures: int = 0
+    problem: str = ""
 
 
 class HostWorker:
@@ -118,11 +121,14 @@ class HostWorker:
         except PodIdentityError as error:
             if isinstance(error, NotFound):
                 desk.record.learn(frozenset(), frozenset())
-            desk.overtaken = desk.overtaken + 1 if isinstance(error, Conflict) else 0
-            if not 0 < desk.overtaken <= OVERTAKEN:
+            desk.failures += 1
+            lasts = desk.failures > PASSING
+            if lasts:
+                desk.problem = str(error)
+            if lasts or not isinstance(error, Conflict):
                 self._report(self._waiting(host, lambda _: True), error, Reason.HOST_FAILS)
             raise
-        desk.overtaken = 0
+        desk.failures, desk.problem = 0, ""
         return self._next_look_s(host, desk) if finished else NEXT_ROUND_S
 
     def _gather_s(self, host: Host, desk: _HostDesk) -> float:
@@ -225,8 +231,24 @@ class HostWorker:
     ) -> None:
         """Set the refused identities aside, so that the others get their turn."""
         log.warning("removing %s from ID list since it is erroneous", ", ".join(sorted(map(str, blamed))))
-        desk.refusals.add(blamed)
+        desk.refusals.add(blamed, str(error))
         self._report(self._waiting(host, blamed.__contains__), error, Reason.HOST_REFUSES)
+
+    def why(self, assignment: Assignment) -> Explanation | None:
+        """Why *assignment* waits for its host; None if there is nothing but that it takes its time."""
+        host, resource = self._view.host_of(assignment), assignment.identity.host_resource
+        if host is None or resource is None or host not in self._desks:
+            return None
+        desk = self._desks[host]
+        if refused := desk.refusals.why(resource):
+            name = str(assignment.identity.key)
+            return because(Reason.HOST_REFUSES, identity=name, host=host.name, problem=refused)
+        return because(Reason.HOST_FAILS, host=host.name, problem=desk.problem) if desk.problem else None
+
+    def troubles(self, host: Host) -> Hashable:
+        """A value that changes whenever `why` says something else about some assignment there."""
+        desk = self._desk(host)
+        return bool(desk.problem), frozenset(desk.refusals.current())
 
     def forgive(self, resource: IdentityResource) -> tuple[Host, ...]:
         """Let *resource* be tried again at once, since its AzureIdentity was edited; returns the hosts concerned."""

@@ -17,9 +17,10 @@ from podidentity_core.matching import bounded_name
 from podidentity_core.model import Assignment, AssignmentState, Key, Seen
 from podidentity_core.planning import Planner, PodPlan, Update
 from podidentity_core.ports import AssignmentStore, Clock, EventSink, Meter
+from podidentity_core.reasons import Explanation
 from podidentity_core.resource_ids import Host
 from podidentity_core.services.hosts import HostWorker
-from podidentity_core.settling import HostRecord, Next, next_for_unwanted, next_for_wanted
+from podidentity_core.settling import WAITING, HostRecord, Next, next_for_unwanted, next_for_wanted
 from podidentity_core.view import ClusterView
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,20 @@ class PodWorker:
             any(self._may_be_stored(wanted) for wanted in planned)
             or any(self._next_for_wanted(kept) is Next.ASSIGN for kept in plan.keep)
             or any(self._next_for_unwanted(assignment) is Next.RELEASE for assignment in plan.delete)
+            or any(self._news_of(assignment) for assignment in (*plan.keep, *plan.delete))
         )
+
+    def _news_of(self, assignment: Assignment) -> Explanation | None:
+        """Why a stored assignment waits for its host, if that is known and not noted at it."""
+        if assignment.state not in WAITING:
+            return None
+        why = self._hosts.why(assignment)
+        return why if why is not None and not assignment.reason.startswith(why.code) else None
+
+    async def _explain(self, assignment: Assignment) -> None:
+        if (why := self._news_of(assignment)) is not None:
+            reason = f"{why.code}: {why.message}; {why.reason.remedy}"
+            self._note(await self._tools.store.explain(assignment, reason, self._tools.clock.wall_s()))
 
     def _next_for_wanted(self, assignment: Assignment) -> Next:
         record = self._record(assignment)
@@ -208,6 +222,7 @@ class PodWorker:
                 self._stored(await self._set_state(assignment, AssignmentState.ASSIGNED))
             case Next.WAIT:
                 self._ask_host(assignment)
+                await self._explain(assignment)
 
     async def _let_go(self, assignment: Assignment) -> None:
         if self._next_for_unwanted(assignment) is Next.WAIT:
@@ -215,6 +230,8 @@ class PodWorker:
             if assignment.state is not AssignmentState.UNASSIGNED:
                 # Its pod may still run: NMI must stop serving it now, and not only when the host has been written.
                 self._note(await self._set_state(assignment, AssignmentState.UNASSIGNED))
+            else:
+                await self._explain(assignment)
             return
         await self._release(assignment)
         if not self._view.has_node(assignment.node):

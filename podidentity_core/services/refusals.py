@@ -19,6 +19,7 @@ from podidentity_core.settling import HostChange
 class _Refusal:
     until_s: float
     count: int
+    why: str
 
 
 class Refusals:
@@ -39,12 +40,17 @@ class Refusals:
         now_s = self._clock.monotonic_s()
         return {resource for resource, refusal in self._refusals.items() if refusal.until_s > now_s}
 
-    def add(self, resources: Iterable[IdentityResource]) -> None:
+    def why(self, resource: IdentityResource) -> str:
+        """What Azure said about *resource*; empty if it is not known to be refused."""
+        refusal = self._refusals.get(resource)
+        return refusal.why if refusal else ""
+
+    def add(self, resources: Iterable[IdentityResource], why: str) -> None:
         """Set *resources* aside; those of one call wait equally long if they have been refused equally often."""
         now_s, chance = self._clock.monotonic_s(), self._chance()
         for resource in resources:
             count = self._refusals[resource].count + 1 if resource in self._refusals else 1
-            self._refusals[resource] = _Refusal(now_s + self._backoff.delay_s(count, chance), count)
+            self._refusals[resource] = _Refusal(now_s + self._backoff.delay_s(count, chance), count, why)
 
     def forget(self, resources: Iterable[IdentityResource]) -> bool:
         """Let *resources* count as never refused; returns whether any was."""

@@ -247,6 +247,10 @@ def is_assigned(stage: Stage, name: str) -> bool:
     return stage.assignments.get(f"{name}/{name}") == "Assigned"
 
 
+def stored_assignments(stage: Stage) -> Sequence[dict[str, Any]]:
+    return stage.sandbox.cluster.objects("azureassignedidentities")
+
+
 def name_nobody(azure: Azure, bad: str) -> None:
     """Let Azure refuse every change that adds *bad*, without saying which identity it is about."""
     checked = azure._check
@@ -282,6 +286,10 @@ async def test_one_identity_that_azure_refuses_for_good_costs_the_others_nothing
     tried = len(scene.sandbox.faults.seen("arm", "PATCH", "/virtualMachineScaleSets/"))
     print(f"{how}: {tried} writes")
     assert scene.assignments["bad/bad"] == "Created"
+    noted = {body["spec"]["pod"]: body["metadata"]["annotations"] for body in stored_assignments(scene)}
+    assert noted["bad"]["aadpodidentity.k8s.io/reason"].startswith("PI501: ")
+    assert "aadpodidentity.k8s.io/reason-time" in noted["bad"]
+    assert "aadpodidentity.k8s.io/reason" not in noted["good-0"]
     assert tried <= (3 if how != "nobody is named" else 9)
     assert guarded.violations == []
     assert mic.process.returncode is None
@@ -360,7 +368,10 @@ async def steps(scene: Stage, count: int) -> None:
 
 
 async def test_leaders_that_are_killed_at_any_instant_leave_nothing_undone(guarded: Guarded) -> None:
-    """Twenty kills, or as many as a busy machine has time for; after every fifth the lease has to run out."""
+    """Six kills, or as many as a busy machine has time for; after one the lease has to run out.
+
+    tests/cluster/test_mic_failures.py has fifty, with a real API server.
+    """
     chance, scene = random.Random(20), guarded.stage  # noqa: S311  # the same in each run
     labels = [f"label-{number}" for number in range(6)]
     for label in labels:
@@ -373,7 +384,7 @@ async def test_leaders_that_are_killed_at_any_instant_leave_nothing_undone(guard
     coming_and_going = asyncio.create_task(churn(guarded, chance, labels, changes))
 
     end_s, kills = now_s() + 60.0, 0
-    while kills < 20 and now_s() < end_s:
+    while kills < 6 and now_s() < end_s:
         await until(lambda: pair.leader, "a leader")
         await steps(scene, chance.randrange(25))
         await pair.kill_leader()
@@ -387,7 +398,7 @@ async def test_leaders_that_are_killed_at_any_instant_leave_nothing_undone(guard
     left_s, during = now_s(), len(scene.patches())
     await guarded.settled()
     print(f"settled {now_s() - left_s:.1f} s after kill {kills}; {len(changes)} changes, {during} writes to the host")
-    assert kills >= 5
+    assert kills >= 3
     assert len(changes) >= kills
     assert during > 0  # else they were killed before they came to anything
     pair.assert_nobody_ended()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from itertools import count
 
 import pytest
 
 from podidentity_core.errors import Conflict, PermissionRefused, PodIdentityError, Throttled, TransientError
 from podidentity_core.model import AssignmentState, Binding, IdentityKind, Key, Pod, PodPhase, Thing, Unusable
 from podidentity_core.planning import Rules
-from podidentity_core.ports import Severity
+from podidentity_core.ports import HostState, Severity
 from podidentity_core.reasons import Reason, because
+from podidentity_core.resource_ids import Host, IdentityResource
 from podidentity_core.services.assignment import AssignmentSettings
 from podidentity_core.services.hosts import HostLimits
 from podidentity_core.testing.builders import (
@@ -430,6 +432,43 @@ class TestHostsThatFail:
             assert before == ({NAME: "Created"}, ["binding apply error"])
             assert (it.states, it.on()) == ({NAME: "Assigned"}, {"web"})
             assert it.told == ["binding apply error", "binding applied"]
+
+    async def test_why_an_assignment_waits_is_noted_at_it_when_that_does_not_pass(self, mic: Start) -> None:
+        """One write for all tries; the state that it reaches in the end takes the reason away."""
+
+        def fail(it: Mic) -> None:
+            change, tries = it.hosts.change, count()
+
+            async def failing(host: Host, **what: Collection[IdentityResource]) -> HostState:
+                if (number := next(tries)) < 9:
+                    raise TransientError(f"Azure is away, request {number}")
+                return await change(host, **what)
+
+            it.hosts.change = failing  # type: ignore[assignment]
+
+        async with mic(*ALL, before=fail) as it:
+            await it.after(0.5 + 1)
+            passing = it.stored(NAME).reason
+            await it.after(30)
+            lasting = it.stored(NAME).reason
+            await it.after(600)
+
+            assert passing == ""
+            assert lasting.startswith(
+                "PI502: the identities of node-1 could not be changed: Azure is away, request 3; "
+            )
+            assert (it.states, it.stored(NAME).reason) == ({NAME: "Assigned"}, "")
+            assert it.writes == ["create Created", "explain", "set_state Assigned"]
+
+    async def test_a_refused_identity_is_noted_at_once_and_only_at_its_own_assignments(self, mic: Start) -> None:
+        things = (*ALL, identity("bad"), binding("bad", selector="web"))
+        async with mic(*things, before=lambda it: it.hosts.refuse(resource("bad"))) as it:
+            await it.after(SOON_S + 2)
+
+            assert it.stored(NAME).reason == ""
+            assert it.stored("web-0-default-bad").reason.startswith(
+                "PI501: Azure refuses to put AzureIdentity default/bad"
+            )
 
     async def test_the_event_names_binding_node_pod_problem_and_remedy(self, mic: Start) -> None:
         async with mic(*ALL, before=lambda it: it.hosts.fail_next(PermissionRefused("no right"))) as it:

@@ -22,7 +22,7 @@ from podidentity_core.model import Assignment, AssignmentState, Binding, Gone, S
 from podidentity_core.planning import Planner
 from podidentity_core.ports import HostState
 from podidentity_core.resource_ids import Host, IdentityResource
-from podidentity_core.services.hosts import GATHER_S, NEXT_ROUND_S, OVERTAKEN, HostLimits, HostWorker
+from podidentity_core.services.hosts import GATHER_S, NEXT_ROUND_S, PASSING, HostLimits, HostWorker
 from podidentity_core.services.work_queue import Backoff
 from podidentity_core.testing.builders import assignment, binding, identity, node, pod, resource, vm
 from podidentity_core.testing.clock import FakeClock, settle
@@ -486,15 +486,15 @@ class TestFailures:
     async def test_that_somebody_else_was_faster_is_told_only_when_it_does_not_end(self) -> None:
         turn = Turn(*bound("web"))
         told: list[int] = []
-        for _ in range(OVERTAKEN + 1):
+        for _ in range(PASSING + 1):
             turn.hosts.fail_next(Conflict("somebody else"))
             with pytest.raises(Conflict):
                 await turn.take()
             told.append(len(turn.told))
         await turn.take()
 
-        assert told == [0] * OVERTAKEN + [1]
-        assert turn.worker._desk(vm()).overtaken == 0
+        assert told == [0] * PASSING + [1]
+        assert turn.worker._desk(vm()).failures == 0
 
     @pytest.mark.parametrize("error", LASTING, ids=lambda error: type(error).__name__)
     async def test_a_read_that_fails_is_told_to_those_who_wait(self, error: PodIdentityError) -> None:

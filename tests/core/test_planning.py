@@ -38,7 +38,7 @@ from podidentity_core.testing.builders import (
 from podidentity_core.view import ClusterView
 from tests.core.worlds import Worlds, carried_out, things_of
 
-SEEDS = range(150)
+SEEDS = range(60)
 POD, NODE, IDENTITY, BINDING = pod(), node(), identity(), binding()
 WANTED = assignment(POD, state=AssignmentState.CREATED)
 STORED = assignment(POD)

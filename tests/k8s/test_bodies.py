@@ -10,7 +10,14 @@ import pytest
 
 from podidentity_core.model import Assignment, AssignmentState, Identity, IdentityKind, Key
 from podidentity_core.testing import builders
-from podidentity_k8s.bodies import embedded_binding, embedded_identity, new_assignment, node_label, replacement
+from podidentity_k8s.bodies import (
+    embedded_binding,
+    embedded_identity,
+    new_assignment,
+    new_reason,
+    node_label,
+    replacement,
+)
 from podidentity_k8s.convert import assignment_of, binding_of, identity_of
 from podidentity_k8s.wire import WireAssignment
 
@@ -183,3 +190,14 @@ def test_our_notes_are_not_believed_once_somebody_else_has_moved_the_assignment(
 
     assert (as_it_was.preexisting, as_it_was.host) == (True, builders.vm())
     assert (found.preexisting, found.host) == (False, None)
+
+
+def test_a_reason_has_its_time_and_is_not_longer_than_readers_can_bear() -> None:
+    assert new_reason("PI502: " + "x" * 5000, 1_700_000_000.9) == {
+        "metadata": {
+            "annotations": {
+                "aadpodidentity.k8s.io/reason": "PI502: " + "x" * 1017,
+                "aadpodidentity.k8s.io/reason-time": "2023-11-14T22:13:20Z",
+            }
+        }
+    }

@@ -209,6 +209,9 @@ class FlakyCluster:
     async def set_state(self, assignment: Assignment, state: AssignmentState) -> Assignment:
         return await self._write(lambda: self._cluster.set_state(assignment, state))
 
+    async def explain(self, assignment: Assignment, reason: str, at_s: float) -> Assignment:
+        return await self._write(lambda: self._cluster.explain(assignment, reason, at_s))
+
     async def delete(self, assignment: Assignment) -> None:
         """Two requests, as for every object with a finalizer."""
 

@@ -90,6 +90,28 @@ class AssignmentStoreContract:
         assert content(newest) == content(replace(old, state=AssignmentState.ASSIGNED))
         assert await world.assignments() == {old.key: newest}
 
+    async def test_a_reason_stays_until_the_state_or_the_content_changes(
+        self, world: ClusterWorld, store: AssignmentStore
+    ) -> None:
+        stored = await store.create(builders.assignment(state=AssignmentState.CREATED, preexisting=True))
+
+        explained = await store.explain(stored, "PI502: Azure is away", 1_700_000_000.0)
+        again = await store.explain(explained, "PI501: Azure refuses it", 1_700_000_001.0)
+        noted = await world.assignments()
+        assigned = await store.set_state(stored, AssignmentState.ASSIGNED)
+        once_more = await store.explain(assigned, "PI502: Azure is away", 1_700_000_002.0)
+        updated = await store.update(once_more, builders.assignment(node="node-2"))
+
+        assert content(explained) == content(replace(stored, reason="PI502: Azure is away"))
+        assert again.reason == "PI501: Azure refuses it"
+        assert noted == {stored.key: again}
+        assert content(assigned) == content(replace(stored, state=AssignmentState.ASSIGNED))
+        assert updated.reason == ""
+
+    async def test_the_reason_of_what_is_gone_is_not_found(self, store: AssignmentStore) -> None:
+        with pytest.raises(NotFound):
+            await store.explain(builders.assignment(), "PI502: Azure is away", 1_700_000_000.0)
+
     async def test_the_state_of_what_is_gone_is_not_found(self, store: AssignmentStore) -> None:
         with pytest.raises(NotFound):
             await store.set_state(builders.assignment(), AssignmentState.ASSIGNED)

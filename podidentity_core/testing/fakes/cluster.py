@@ -118,7 +118,12 @@ class FakeCluster:
     async def set_state(self, assignment: Assignment, state: AssignmentState) -> Assignment:
         """Change the state of whatever is stored under the name."""
         await self._called(Call("set_state", assignment.key, state))
-        return self.put(replace(self._current(assignment.key), state=state))
+        return self.put(replace(self._current(assignment.key), state=state, reason=""))
+
+    async def explain(self, assignment: Assignment, reason: str, at_s: float) -> Assignment:  # noqa: ARG002
+        """Note the reason at whatever is stored under the name."""
+        await self._called(Call("explain", assignment.key))
+        return self.put(replace(self._current(assignment.key), reason=reason))
 
     async def delete(self, assignment: Assignment) -> None:
         """Remove this very object; one that is gone, or was replaced by another of its name, is success."""
