@@ -59,7 +59,7 @@ class Reason(Enum):
 
     NOT_ASSIGNED_YET = (
         "PI201",
-        "the identity of pod {pod} was not assigned within {waited_s} s",
+        "the identity of pod {pod} was not assigned within {waited_s} s; MIC notes: {noted}",
         "look at the events of the binding and at MIC's log; Azure may still be at work",
     )
 

@@ -54,6 +54,7 @@ class Patience:
     created_s: float = 100.0
 
 
+_CODE_CHARS = len(Reason.HOST_FAILS.code)
 _READY = (AssignmentState.ASSIGNED, AssignmentState.UNKNOWN)
 
 
@@ -84,7 +85,12 @@ def select(
         return Wait(left_s)
     if broken:
         return Deny(because(Reason.NO_CLIENT_ID, identity=str(min(broken, key=lambda one: one.key).identity.key)))
-    return Deny(_why_not(pod, request, waited_s, waiting=bool(pending)))
+    if pending:
+        # The code alone: what Azure has said names things that are no business of a pod's.
+        noted = sorted({assignment.reason[:_CODE_CHARS] for assignment in pending if assignment.reason})
+        facts = {"waited_s": f"{waited_s:.0f}", "noted": ", ".join(noted) or "nothing"}
+        return Deny(because(Reason.NOT_ASSIGNED_YET, pod=str(pod.key), **facts))
+    return Deny(_why_not(pod, request))
 
 
 def _serves_namespace(identity: Identity, pod: Pod, namespaced: bool) -> bool:
@@ -101,9 +107,7 @@ def _is_named_by(identity: Identity, selector: Selector) -> bool:
             return False  # an AzureIdentity has no object ID; a wrong guess would hand out the wrong identity
 
 
-def _why_not(pod: Pod, request: TokenRequest, waited_s: float, *, waiting: bool) -> Explanation:
-    if waiting:
-        return because(Reason.NOT_ASSIGNED_YET, pod=str(pod.key), waited_s=f"{waited_s:.0f}")
+def _why_not(pod: Pod, request: TokenRequest) -> Explanation:
     if request.selector is not None:
         return because(Reason.NO_SUCH_IDENTITY, pod=str(pod.key), selector=str(request.selector))
     return because(Reason.NO_IDENTITY, pod=str(pod.key))

@@ -45,7 +45,7 @@ class Case:
 CLIENT_A, RESOURCE_A = by_client(client_id("a")), by_resource(str(resource("a")))
 NONE_AT_ALL = Deny(because(Reason.NO_IDENTITY, pod="default/web-0"))
 NOT_THIS = Deny(because(Reason.NO_SUCH_IDENTITY, pod="default/web-0", selector=str(CLIENT_A)))
-TOO_LATE = Deny(because(Reason.NOT_ASSIGNED_YET, pod="default/web-0", waited_s="100"))
+TOO_LATE = Deny(because(Reason.NOT_ASSIGNED_YET, pod="default/web-0", waited_s="100", noted="nothing"))
 
 CASES = {
     # TestGetIdentitiesStandardClient
@@ -62,6 +62,11 @@ CASES = {
     "asked by resource ID": Case([of(B), of(A)], Serve(A), RESOURCE_A),
     "asked by resource ID in other letters": Case([of(B), of(A)], Serve(A), by_resource(str(resource("a")).upper())),
     "asked, the Created others do not count": Case([of(B, CREATED), of(A)], Serve(A), CLIENT_A),
+    "only Created, MIC has noted why: its code, and nothing else of it": Case(
+        [replace(of(A, CREATED), reason="PI501: Azure refuses 'secret things'")],
+        Deny(because(Reason.NOT_ASSIGNED_YET, pod="default/web-0", waited_s="100", noted="PI501")),
+        waited_s=100,
+    ),
     "asked, only Created": Case([of(A, CREATED), of(B)], Wait(100), CLIENT_A),
     "asked, only Created, for long enough": Case([of(A, CREATED), of(B)], TOO_LATE, CLIENT_A, waited_s=100),
     "asked, not bound: it may still come": Case([of(B)], Wait(80), CLIENT_A),

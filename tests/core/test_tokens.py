@@ -216,7 +216,7 @@ REFUSALS = {
         [WEB, CREATED],
         VAULT,
         100,
-        because(Reason.NOT_ASSIGNED_YET, pod="default/web-0", waited_s="100"),
+        because(Reason.NOT_ASSIGNED_YET, pod="default/web-0", waited_s="100", noted="nothing"),
     ),
     "another identity": (
         [WEB, ASSIGNED],
