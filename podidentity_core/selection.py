@@ -87,9 +87,9 @@ def select(
         return Deny(because(Reason.NO_CLIENT_ID, identity=str(min(broken, key=lambda one: one.key).identity.key)))
     if pending:
         # The code alone: what Azure has said names things that are no business of a pod's.
-        noted = sorted({assignment.reason[:_CODE_CHARS] for assignment in pending if assignment.reason})
-        facts = {"waited_s": f"{waited_s:.0f}", "noted": ", ".join(noted) or "nothing"}
-        return Deny(because(Reason.NOT_ASSIGNED_YET, pod=str(pod.key), **facts))
+        codes = sorted({assignment.reason[:_CODE_CHARS] for assignment in pending if assignment.reason})
+        noted = ", ".join(codes) or "nothing"
+        return Deny(because(Reason.NOT_ASSIGNED_YET, pod=str(pod.key), waited_s=f"{waited_s:.0f}", noted=noted))
     return Deny(_why_not(pod, request))
 
 
