@@ -25,7 +25,7 @@ from tests.apps.stage import VAULT, Stage, now_s
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SCOPE = f"{VAULT}/.default"
-FIRST_TOKEN_S = 0.2
+FIRST_TOKEN_S = 1.0
 """How long after ARM's report that the operation is done a token may take, at most."""
 
 

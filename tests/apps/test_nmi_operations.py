@@ -23,7 +23,7 @@ from tests.apps.stage import VAULT, Stage, free_port, nmi_flags, now_s, stage
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-AT_ONCE_S = 1.0
+AT_ONCE_S = 3.0
 """What an answer without a wait may take on a busy machine."""
 UNKNOWN_S = 1.5 + AT_ONCE_S
 """What the refusal of a request from an unknown address may take."""
