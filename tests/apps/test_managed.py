@@ -20,8 +20,8 @@ from tests.apps.stage import API, Stage, now_s, sdk_token, stage
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-AT_ONCE_S = 3.0
-"""What an answer without a wait may take on a busy machine; in standard mode such a pod waits twice as long here."""
+AT_ONCE_S = 1.9
+"""What an answer without a wait may take on a busy machine; in standard mode such a pod waits for 2 s here."""
 _markers = itertools.count()
 
 
