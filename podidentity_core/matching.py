@@ -108,4 +108,10 @@ def bounded_name(name: str) -> str:
     return f"{name[: _LONGEST_NAME - 11].rstrip('-.')}-{digest}"
 
 
+def other_name(name: Key, pod: Key) -> Key:
+    """A name for *pod*'s assignment where another pod's has *name*: pod `a-b` of `c` and pod `a` of `b-c` share one."""
+    digest = hashlib.sha256(f"{pod.namespace}/{pod.name}".encode()).hexdigest()[:10]
+    return Key(name.namespace, bounded_name(f"{name.name}-{digest}"))
+
+
 _LONGEST_NAME = 253

@@ -17,11 +17,11 @@ content counts, so that it costs no write and no pod waits because of it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from podidentity_core.matching import Match, matches
+from podidentity_core.matching import Match, matches, other_name
 from podidentity_core.model import Assignment, Key, Pod
 from podidentity_core.reasons import Explanation, Reason, because
 from podidentity_core.resource_ids import Host, IdentityResource
@@ -96,7 +96,8 @@ def plan_pod(view: ClusterView, key: Key, *, namespaced: bool) -> PodPlan:
         return PodPlan(delete=tuple(sorted(stored.values(), key=_by_key)))
     steps = _Steps(skipped=list(found.skipped))
     for match in found.found:
-        _plan_match(view, pod, match, stored.pop(match.assignment, None), steps)
+        name = _name(view, pod, match.assignment, stored)
+        _plan_match(view, pod, match, name, stored.pop(name, None), steps)
     steps.delete.extend(stored.values())
     return steps.freeze()
 
@@ -114,7 +115,15 @@ class _Steps:
         return PodPlan(tuple(self.create), tuple(self.update), tuple(self.keep), delete, tuple(self.skipped))
 
 
-def _plan_match(view: ClusterView, pod: Pod, match: Match, stored: Assignment | None, steps: _Steps) -> None:
+def _name(view: ClusterView, pod: Pod, usual: Key, stored: Collection[Key]) -> Key:
+    """The name under which an assignment is or will be stored: the original's, unless another pod's has it."""
+    if usual in stored:
+        return usual
+    other = other_name(usual, pod.key) if stored or usual in view.assignments else usual
+    return other if other in stored or usual in view.assignments else usual
+
+
+def _plan_match(view: ClusterView, pod: Pod, match: Match, name: Key, stored: Assignment | None, steps: _Steps) -> None:
     if stored is not None and not stored.deleting and _says_the_same(view, stored, pod, match):
         steps.keep.append(stored)
         return
@@ -124,7 +133,6 @@ def _plan_match(view: ClusterView, pod: Pod, match: Match, stored: Assignment | 
             still = stored.node == pod.node and stored.identity == match.identity
             (steps.keep if still else steps.delete).append(stored)
         return
-    name = match.assignment
     wanted = Assignment(name.namespace, name.name, pod.key, pod.node, match.identity, match.binding)
     if stored is None:
         steps.create.append(wanted)

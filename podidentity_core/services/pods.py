@@ -12,7 +12,7 @@ from functools import partial
 from typing import TypeVar
 
 from podidentity_core import events
-from podidentity_core.errors import NotFound, PodIdentityError
+from podidentity_core.errors import Conflict, NotFound, PodIdentityError
 from podidentity_core.matching import bounded_name
 from podidentity_core.model import Assignment, AssignmentState, Key, Seen
 from podidentity_core.planning import Planner, PodPlan, Update
@@ -159,6 +159,8 @@ class PodWorker:
         try:
             stored = await self._timed("assigned_identity_addition", self._tools.store.create(new))
         except PodIdentityError as error:
+            if isinstance(error, Conflict):
+                self._tools.replan((new.pod,))  # its name is another pod's by now, or ours: an answer was lost
             self._tools.events.publish(events.create_failed(new, str(error)))
             raise
         self._stored(stored)

@@ -82,3 +82,24 @@ async def test_an_identity_that_is_needed_again_during_the_pause_after_a_refusal
         await mic.after(0.1)
         assert mic.on() == {"web"}, f"removed at {mic.clock.monotonic_s()} although web-0 is there, states {mic.states}"
     await mic.crash()
+
+
+async def test_two_pods_whose_names_join_alike_both_get_their_identities() -> None:
+    """The original could not create the second one's assignment (its defect 29)."""
+    first, second = pod("a-b", namespace="c"), pod("a", namespace="b-c")
+    mic = Mic(node(), identity(), binding(), first, second)
+    await mic.start()
+    await mic.after(2 * ARM_S)
+    held = {stored.pod: (stored.name, stored.state.value) for stored in mic.cluster.assignments.values()}
+    mic.remove(first)
+    await mic.after(2 * ARM_S)
+    left = mic.states
+    mic.remove(second)
+    await mic.after(600)
+    await mic.crash()
+
+    usual, other = sorted(name for name, _ in held.values())
+    assert (usual, other.startswith("a-b-c-web-"), held.keys()) == ("a-b-c-web", True, {first.key, second.key})
+    assert {state for _, state in held.values()} == {"Assigned"}
+    assert len(left) == 1
+    assert (mic.states, mic.on()) == ({}, set())
