@@ -70,6 +70,10 @@ class AzureHosts:
         async with self._opened() as hosts:
             return await hosts.change(host, add=add, remove=remove)
 
+    async def load(self) -> None:
+        """Load what the first call needs: half a second of work, during which the loop goes on to renew the lease."""
+        await asyncio.to_thread(_import_libraries)
+
     async def reconfigure(self, config: AzureConfig) -> None:
         """Use *config* from the next call on. Calls that are under way end as they began."""
         self._config = config
@@ -84,8 +88,7 @@ class AzureHosts:
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[_ComputeHosts]:
         if self._session is None:
-            # Half a second of work, during which the loop must go on: the lease is renewed in it.
-            await asyncio.to_thread(_load_libraries)
+            await self.load()
         session = self._session = self._session or self._open()
         session.calls += 1
         try:
@@ -105,7 +108,7 @@ class AzureHosts:
         return _Session(credential, compute, _ComputeHosts(compute, self._clock, self._meter))
 
 
-def _load_libraries() -> None:
+def _import_libraries() -> None:
     for name in ("azure.identity.aio", "podidentity_azure.compute"):
         import_module(name)
 

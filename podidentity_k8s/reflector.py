@@ -68,8 +68,11 @@ class Reflector:
         while True:
             started_s, version = self._clock.monotonic_s(), self._version
             ended = await self._round(emit)
-            # One that has brought news was healthy, too, however short it was.
-            if self._clock.monotonic_s() - started_s >= self._pace.healthy_s or self._version not in (version, None):
+            # One that has brought news was healthy, too, however short it was; and the list that is due when a server
+            # has come back and knows our version no longer need not wait as long as the outage has taught us.
+            lived_s = self._clock.monotonic_s() - started_s
+            is_news = self._version not in (version, None) or (version is not None and isinstance(ended, Expired))
+            if lived_s >= self._pace.healthy_s or is_news:
                 backoff.reset()
             pause_s = backoff.next_s()
             level = logging.DEBUG if ended is None else logging.WARNING

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,6 +14,7 @@ from apps.clock import SystemClock
 from apps.metrics import PrometheusMeter
 from apps.mic.azure_json import follow_file
 from apps.mic.flags import MicConfig
+from apps.running import stopped
 from apps.version import installed
 from podidentity_azure.cloud import AzureConfig, fingerprint, load_azure_config
 from podidentity_azure.hosts import AzureHosts
@@ -64,6 +66,8 @@ async def connected(config: MicConfig, environ: Mapping[str, str]) -> AsyncItera
         events = await stack.enter_async_context(KubeEvents(unlimited, clock=tools.clock))
         hosts = AzureHosts(azure, clock=tools.clock, meter=tools.meter, agent=agent, environ=environ)
         stack.push_async_callback(hosts.aclose)
+        # A candidate has the time for it; the leader that it becomes has not.
+        stack.push_async_callback(stopped, asyncio.create_task(hosts.load(), name="load Azure's libraries"))
         lock = _lock(config, tools, connection, events)
         limit = RateLimit(config.api_requests_per_s, burst=config.api_burst, clock=tools.clock)
         ports = AssignmentPorts(

@@ -245,6 +245,24 @@ async def test_a_break_that_lasts_is_met_with_growing_pauses(
     assert clock.slept_s[:9] == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
 
 
+async def test_after_an_outage_in_which_our_version_became_too_old_the_list_comes_at_once(
+    sandbox: Sandbox, connection: Connection
+) -> None:
+    clock = SteppedClock()
+    api = KubeApi(connection, clock=clock, random=lambda: 0.5, retries=0)
+
+    sandbox.faults.add(Fault("kube", match="watch=true", status=503, times=5))
+    sandbox.faults.add(Fault("kube", match="watch=true", status=410))
+
+    async with following(cluster(api, clock=clock, pace=Pace(), random=lambda: 1.0)) as told:
+        await told.until_synced()
+        put_rule(sandbox, "late")
+        await told.until(lambda: names(told) == {"late"})
+
+    assert lists(sandbox) == 2
+    assert clock.slept_s == [0.5, 1.0, 2.0, 4.0, 8.0, 0.5]
+
+
 async def test_pauses_are_cut_by_chance_so_that_clients_do_not_march(sandbox: Sandbox, connection: Connection) -> None:
     clock = SteppedClock()
     sandbox.faults.add(Fault("kube", times=None, status=500))
