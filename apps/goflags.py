@@ -26,14 +26,14 @@ Value = str | bool | int | float
 class Flag:
     """One flag; a duration's default is in seconds.
 
-    *effect*: `now`; `later`, a coming version acts on it; `ignored`, for old command lines only, *help* says why.
+    One without *effect* is there for old command lines only; *help* says why.
     """
 
     name: str
     kind: Kind
     default: Value
     help: str
-    effect: Literal["now", "later", "ignored"] = "now"
+    effect: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +142,8 @@ class Arguments:
     def without_effect(self) -> list[str]:
         """Return a warning for each thing on the command line that changes nothing."""
         changed = [flag for name, flag in self.flags.items() if self.values[name] != flag.default]
-        says = {"later": "has no effect yet", "ignored": "has no effect"}
         warnings = [
-            f"--{flag.name}={self._shown(flag.name)} {says[flag.effect]}: {flag.help}"
-            for flag in changed
-            if flag.effect != "now"
+            f"--{flag.name}={self._shown(flag.name)} has no effect: {flag.help}" for flag in changed if not flag.effect
         ]
         return warnings + ([f"not a flag, ignored: {' '.join(self.rest)}"] if self.rest else [])
 
@@ -173,13 +170,16 @@ def parse(program: str, flags: Sequence[Flag], argv: Sequence[str], dialect: Dia
     return Arguments(table, values, written, tuple(rest), explained)
 
 
+def _effect_note(flag: Flag) -> str:
+    return "" if flag.effect else " (no effect)"
+
+
 def usage(program: str, flags: Sequence[Flag]) -> str:
     """Return the list of all flags, sorted by name."""
-    notes = {"now": "", "later": " (no effect yet)", "ignored": " (no effect)"}
     lines = [f"Usage of {program}:"]
     for flag in sorted(flags, key=lambda flag: flag.name.lower()):
         kind = "" if flag.kind == "bool" else f" {flag.kind}"
-        lines.append(f"  --{flag.name}{kind}\n        {flag.help}{notes[flag.effect]}{_default_note(flag)}")
+        lines.append(f"  --{flag.name}{kind}\n        {flag.help}{_effect_note(flag)}{_default_note(flag)}")
     return "\n".join(lines)
 
 

@@ -29,8 +29,14 @@ FLAGS: Sequence[Flag] = (
     Flag("leader-election-duration", "duration", 15.0, "how long a leader may be silent before another takes over"),
     Flag("http-probe-port", "string", "8080", "port of /healthz, on all interfaces"),
     Flag("prometheus-port", "string", "8888", "port of /metrics, on all interfaces"),
-    Flag("enableProfile", "bool", False, "a profile of the process at localhost:6060", "later"),
-    Flag("enableScaleFeatures", "bool", False, "deprecated: they are always on", "ignored"),
+    Flag(
+        "enableProfile",
+        "bool",
+        False,
+        "py-spy profiles this process without it",
+        effect=False,
+    ),
+    Flag("enableScaleFeatures", "bool", False, "deprecated: they are always on", effect=False),
     Flag("createDeleteBatch", "int", 20, "pods whose assignments are written at a time"),
     Flag("clientQps", "float", _DEFAULT_QPS, "writes of AzureAssignedIdentities a second; 0: the default"),
     Flag(

@@ -27,8 +27,7 @@ FLAGS = (
     Flag("port", "string", "80", "a port"),
     Flag("port2", "string", "0", "another port"),
     Flag("v", "int", 0, "a level"),
-    Flag("soon", "bool", False, "comes with the next version", "later"),
-    Flag("old", "string", "x", "was never any use", "ignored"),
+    Flag("old", "string", "x", "was never any use", effect=False),
 )
 
 
@@ -189,7 +188,6 @@ def test_the_usage_says_what_has_no_effect() -> None:
 
     assert "  --Deep\n        a switch\n" in usage
     assert "  --wait duration\n        a time (default 60s)" in usage
-    assert "  --soon\n        comes with the next version (no effect yet)\n" in usage
     assert "  --old string\n        was never any use (no effect) (default x)\n" in usage
 
 
@@ -249,11 +247,8 @@ def test_values_in_their_range_are_given_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("dialect", "line", "warnings"),
     [
-        (PFLAG, "--node=a --soon=false --old=x", []),
-        (PFLAG, "--soon --old=y", [
-            "--soon=true has no effect yet: comes with the next version",
-            "--old=y has no effect: was never any use",
-        ]),
+        (PFLAG, "--node=a --old=x", []),
+        (PFLAG, "--node=a --old=y", ["--old=y has no effect: was never any use"]),
         (PFLAG, "a --node=b c", ["not a flag, ignored: a c"]),
         (GO, "--Deep false --node=b", ["not a flag, ignored: false --node=b"]),
     ],

@@ -133,7 +133,7 @@ def test_without_flags_all_is_as_in_the_original() -> None:
         ("--logtostderr --alsologtostderr=false --stderrthreshold=2", {}),
         (
             "--enableProfile",
-            {"warnings": ("--enableProfile=true has no effect yet: a profile of the process at localhost:6060",)},
+            {"warnings": ("--enableProfile=true has no effect: py-spy profiles this process without it",)},
         ),
         (
             "--enableScaleFeatures=true",

@@ -143,7 +143,7 @@ def test_flags_kinds_and_defaults_are_the_originals_but_for_our_own_and_conntrac
         ("--logtostderr=true", {}),
         (
             "--enableProfile",
-            {"warnings": ("--enableProfile=true has no effect yet: a profile of the process at localhost:6060",)},
+            {"warnings": ("--enableProfile=true has no effect: py-spy profiles this process without it",)},
         ),
         ("--vmodule=a=1", {"warnings": ("--vmodule=a=1 has no effect: --v is for all modules",)}),
     ],

@@ -22,8 +22,10 @@ DOCS = PROJECT / "docs"
 
 def flag_table(flags: Iterable[Flag]) -> str:
     """List *flags*; a flag that does nothing says so."""
-    notes = {"now": "", "later": " (no effect yet)", "ignored": " (no effect)"}
-    rows = [(f"`--{flag.name}`", flag.kind, _default(flag), f"{flag.help}{notes[flag.effect]}") for flag in flags]
+    rows = [
+        (f"`--{flag.name}`", flag.kind, _default(flag), f"{flag.help}{'' if flag.effect else ' (no effect)'}")
+        for flag in flags
+    ]
     return _table(("flag", "kind", "default", "meaning"), rows)
 
 
@@ -35,14 +37,13 @@ def own_flags(flags: Sequence[Flag]) -> Sequence[Flag]:
 def idle_flags() -> str:
     """List the flags that are accepted and do nothing."""
     every = {"mic": own_flags(MIC_FLAGS), "nmi": own_flags(NMI_FLAGS), "both": klog.FLAGS}
-    states = {"later": "not done yet", "ignored": "stays without effect"}
     rows = [
-        (f"`--{flag.name}`", program, states[flag.effect], flag.help)
+        (f"`--{flag.name}`", program, flag.help)
         for program, flags in every.items()
         for flag in flags
-        if flag.effect != "now"
+        if not flag.effect
     ]
-    return _table(("flag", "program", "state", "why"), rows)
+    return _table(("flag", "program", "why"), rows)
 
 
 def reason_table() -> str:

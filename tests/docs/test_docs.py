@@ -88,10 +88,10 @@ def test_each_flag_is_listed_with_its_default(flags: list[Flag]) -> None:
 
 
 def test_a_flag_without_effect_says_so() -> None:
-    table = flag_table([Flag("x", "duration", 90.0, "a | b", "later"), Flag("y", "bool", False, "c", "ignored")])
+    table = flag_table([Flag("x", "duration", 90.0, "a | b"), Flag("y", "bool", False, "c", effect=False)])
 
     assert table.splitlines()[2:] == [
-        "| `--x` | duration | `90s` | a \\| b (no effect yet) |",
+        "| `--x` | duration | `90s` | a \\| b |",
         "| `--y` | bool | `false` | c (no effect) |",
     ]
 
