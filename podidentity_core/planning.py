@@ -189,7 +189,6 @@ class Planner:
         self._plans: dict[Key, PodPlan] = {}
         self._claims: dict[Key, tuple[_Claim, ...]] = {}
         self._by_host: dict[Host, _HostClaims] = {}
-        self._revision = 0
 
     def refresh(self, pods: Iterable[Key]) -> set[Host]:
         """Plan *pods* again; returns the hosts whose needs may have changed."""
@@ -225,10 +224,12 @@ class Planner:
         claims = self._by_host.get(host)
         return tuple(claims.pods) if claims else ()
 
-    def revision(self, host: Host) -> int:
-        """A number that changes whenever the assignments' say about *host* does."""
+    def take_reconsidered(self, host: Host) -> tuple[Key, ...]:
+        """Pods with an assignment that is to leave *host* and whose identity the others have come to see otherwise
+        since the last call: needed, planned or kept there, or no longer.
+        """
         claims = self._by_host.get(host)
-        return claims.revision if claims else 0
+        return claims.take_reconsidered() if claims else ()
 
     def hosts(self) -> tuple[Host, ...]:
         """Hosts that some assignment has a say about."""
@@ -274,9 +275,7 @@ class Planner:
                 self._by_host[claim.host] = _HostClaims()
             self._by_host[claim.host].make(key, claim)
         hosts = {claim.host for claim in (*former, *claims)}
-        self._revision += 1
         for host in hosts:
-            self._by_host[host].revision = self._revision
             if not self._by_host[host].pods:
                 del self._by_host[host]
         return hosts
@@ -287,7 +286,8 @@ class _HostClaims:
 
     def __init__(self) -> None:
         self.pods: Counter[Key] = Counter()
-        self.revision = 0
+        self._leaving: dict[IdentityResource, Counter[Key]] = {}
+        self._reconsidered: set[IdentityResource] = set()
         self._counts: dict[str, Counter[IdentityResource]] = {
             "needed": Counter(),
             "planned": Counter(),
@@ -297,13 +297,32 @@ class _HostClaims:
 
     def make(self, pod: Key, claim: _Claim) -> None:
         self.pods[pod] += 1
+        if claim.part == "leaving":
+            self._leaving.setdefault(claim.resource, Counter())[pod] += 1
         for part in _parts(claim):
-            self._counts[part][claim.resource] += 1
+            count = self._counts[part]
+            count[claim.resource] += 1
+            if count[claim.resource] == 1:
+                self._reconsider(part, claim.resource)
 
     def take_back(self, pod: Key, claim: _Claim) -> None:
         _decrement(self.pods, pod)
+        if claim.part == "leaving":
+            _decrement(self._leaving[claim.resource], pod)
+            if not self._leaving[claim.resource]:
+                del self._leaving[claim.resource]
         for part in _parts(claim):
             _decrement(self._counts[part], claim.resource)
+            if claim.resource not in self._counts[part]:
+                self._reconsider(part, claim.resource)
+
+    def _reconsider(self, part: str, resource: IdentityResource) -> None:
+        if part != "leaving":
+            self._reconsidered.add(resource)
+
+    def take_reconsidered(self) -> tuple[Key, ...]:
+        resources, self._reconsidered = self._reconsidered, set()
+        return tuple({pod for resource in resources for pod in self._leaving.get(resource, ())})
 
     def needs(self, host: Host) -> HostNeeds:
         return HostNeeds(host, **{part: frozenset(count) for part, count in self._counts.items()})

@@ -74,6 +74,7 @@ class KubeEvents:
         self._flush_s = flush_s
         self._limit = RateLimit(_PER_S, burst=_BURST, clock=clock)
         self._waiting: asyncio.Queue[_Note] = asyncio.Queue(_WAITING)
+        self._dropped = 0  # since the queue was empty
         self._numbers = itertools.count()
         self._written: OrderedDict[_Note, _Written] = OrderedDict()
         self._delivery: asyncio.Task[None] | None = None
@@ -104,7 +105,11 @@ class KubeEvents:
         try:
             self._waiting.put_nowait(_Note(about, severity, reason, message[:_MESSAGE_CHARS]))
         except asyncio.QueueFull:
-            _log.warning("dropped the event %r of %s %s: too many wait", reason, about.kind, about.key)
+            if not self._dropped:
+                _log.warning(
+                    "events are dropped, since too many wait, first %r of %s %s", reason, about.kind, about.key
+                )
+            self._dropped += 1
 
     async def delivered(self) -> None:
         """Return when all that was handed over is delivered or dropped."""
@@ -113,6 +118,9 @@ class KubeEvents:
     async def _deliver(self) -> None:
         while True:
             note = await self._waiting.get()
+            if self._dropped and self._waiting.empty():
+                _log.warning("%d events were dropped, since too many waited", self._dropped)
+                self._dropped = 0
             try:
                 await self._limit.wait()
                 await self._write(note)

@@ -72,6 +72,7 @@ class AssignmentService:
             meter=ports.meter,
             chance=ports.chance,
             limits=settings.limits,
+            changed=self._wake_pods,
         )
         tools = PodTools(ports.store, ports.events, ports.clock, ports.meter, self._ask_host, self._plan)
         self._pod_worker = PodWorker(self._view, self._planner, self._host_worker, tools)
@@ -196,16 +197,15 @@ class AssignmentService:
             self._wake_pods(host)
 
     def _wake_pods(self, host: Host) -> None:
-        """Give their turn to pods that need not wait for *host* any longer, if anything has changed there.
+        """Give their turn to pods that need not wait for *host* any longer, if anything has changed for them there.
 
-        Otherwise a pod whose writes fail, and which waits for the host as well, would go round with it for ever.
+        Otherwise a pod whose writes fail, and which waits for the host as well, would go round with it for ever; and
+        each of a thousand pods that come at once would have all the others looked at.
         """
-        record = self._host_worker.record(host)
-        now = (record.usable, record.sure, self._planner.revision(host), self._host_worker.troubles(host))
-        if self._seen_on.get(host) == now:
-            return
-        self._seen_on[host] = now
-        for pod in self._planner.pods_on(host):
+        record, reconsidered = self._host_worker.record(host), self._planner.take_reconsidered(host)
+        now = (record.usable, record.sure, record.changing, self._host_worker.troubles(host))
+        before, self._seen_on[host] = self._seen_on.get(host), now
+        for pod in self._planner.pods_on(host) if now != before else reconsidered:
             if self._pod_worker.can_go_on(self._planner.pod_plan(pod)):
                 self._pod_turns.add(pod)
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 
 from podidentity_core import events
-from podidentity_core.errors import Conflict, IdentitiesRefused, NotFound, PodIdentityError
-from podidentity_core.model import Assignment
+from podidentity_core.errors import Conflict, IdentitiesRefused, NotFound, PodIdentityError, Throttled
+from podidentity_core.model import Assignment, Key
 from podidentity_core.planning import HostNeeds, Planner
 from podidentity_core.ports import Clock, EventSink, HostIdentities, LeaderLock, Meter
 from podidentity_core.reasons import Explanation, Reason, because
@@ -25,12 +25,16 @@ from podidentity_core.view import ClusterView
 
 log = logging.getLogger(__name__)
 
-GATHER_S = 0.3
-"""The longest wait for other assignments before a write: a second write would cost seconds, and Azure's patience."""
+GATHER_S = 1.0
+"""The longest wait for assignments that are about to be stored and bring identities that are new on the host: a second
+write for these would cost seconds, up to minutes, and Azure's patience.
+"""
 PASSING = 3
 """So many failures in a row may pass by themselves: only then is it noted at assignments that their host fails, or told
-to anybody that somebody else has written the host just before us.
+to anybody that it wants us to wait, or that somebody else has written it just before us.
 """
+RETELL_S = 600.0
+"""How often users hear of the same trouble of a host: a thousand pods may wait for it, and it is asked each minute."""
 NEXT_ROUND_S = 15.0
 """When to go on after a round in which Azure refused one identity after another: a host bears 4 writes a minute."""
 
@@ -59,6 +63,7 @@ class _HostDesk:
     gathering_since_s: float | None = None
     failures: int = 0
     problem: str = ""
+    told_s: dict[Key, float] = field(default_factory=dict)
 
 
 class HostWorker:
@@ -76,6 +81,7 @@ class HostWorker:
         meter: Meter,
         chance: Callable[[], float],
         limits: HostLimits,
+        changed: Callable[[Host], None],
     ) -> None:
         self._view = view
         self._planner = planner
@@ -86,6 +92,7 @@ class HostWorker:
         self._meter = meter
         self._chance = chance
         self._limits = limits
+        self._changed = changed  # told after each write: who waited for it need not wait for the next
         self._desks: dict[Host, _HostDesk] = {}
         self._began_s = clock.monotonic_s()
 
@@ -125,10 +132,11 @@ class HostWorker:
             lasts = desk.failures > PASSING
             if lasts:
                 desk.problem = str(error)
-            if lasts or not isinstance(error, Conflict):
-                self._report(self._waiting(host, lambda _: True), error, Reason.HOST_FAILS)
+            if lasts or not isinstance(error, Conflict | Throttled):
+                self._report(self._untold(host, desk), error, Reason.HOST_FAILS)
             raise
         desk.failures, desk.problem = 0, ""
+        desk.told_s.clear()
         return self._next_look_s(host, desk) if finished else NEXT_ROUND_S
 
     def _gather_s(self, host: Host, desk: _HostDesk) -> float:
@@ -137,7 +145,8 @@ class HostWorker:
         Whoever stores one asks for the host's turn again, which ends the wait.
         """
         now_s = self._clock.monotonic_s()
-        if not self._planner.host_needs(host).planned:
+        needs = self._planner.host_needs(host)
+        if not needs.planned - needs.needed:
             desk.gathering_since_s = None
             return 0.0
         if desk.gathering_since_s is None:
@@ -183,6 +192,7 @@ class HostWorker:
             log.info("updating user-assigned identities on %s, assign [%d], unassign [%d]", host.name, *counts)
             try:
                 await self._write(host, desk, change)
+                self._changed(host)
                 former = change
                 halving.accept()
             except IdentitiesRefused as error:
@@ -274,6 +284,14 @@ class HostWorker:
                 waits = assignment.state in WAITING
                 if waits and resource is not None and concerns(resource) and self._view.host_of(assignment) == host:
                     yield assignment
+
+    def _untold(self, host: Host, desk: _HostDesk) -> Iterable[Assignment]:
+        """Assignments that wait for *host*, and whose users have not lately been told of its trouble."""
+        now_s = self._clock.monotonic_s()
+        for assignment in self._waiting(host, lambda _: True):
+            if now_s - desk.told_s.get(assignment.key, -RETELL_S) >= RETELL_S:
+                desk.told_s[assignment.key] = now_s
+                yield assignment
 
     def _report(self, assignments: Iterable[Assignment], error: PodIdentityError, reason: Reason) -> None:
         """Tell at each binding what the host said, with the code under which the documentation explains it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -104,7 +105,8 @@ class Bed:
 
     def dropped_events(self) -> int:
         """Return how many events MIC gave up because too many waited."""
-        return self.log.read_bytes().count(b"dropped the event")
+        told = re.findall(rb"(\d+) events were dropped", self.log.read_bytes())
+        return sum(map(int, told))
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from tests.bench.mic_bed import Bed, Scene, Used, bed
 from tests.bench.mic_server import ApiServer
 
 PATIENCE_S = 300.0
+PODS_PER_S, REPLACED_PER_S = 100.0, 50.0
 GRACE_S = 60.0
 """The default of --identity-grace-period."""
 ONE = Scene(1, 1, 2, 2)
@@ -41,9 +42,9 @@ async def measure(real: ApiServer | None) -> AsyncIterator[Figure]:
 
 
 async def burst(made: Bed) -> list[Figure]:
-    """Create all pods as fast as the API server takes them."""
+    """Create all pods, a hundred a second."""
     scene, before, began_s = made.scene, made.used(), time.monotonic()
-    created_s = await made.client.create(made.pods())
+    created_s = await made.client.create(made.pods(), per_s=PODS_PER_S)
     assigned = made.assignments.assigned_s
     await made.assignments.until(lambda _: len(assigned) == scene.pods, within_s=PATIENCE_S)
     used = made.used() - before
@@ -77,10 +78,13 @@ async def rolling_update(made: Bed) -> list[Figure]:
     new = {f"new-{number}" for number in range(scene.pods)}
     await made.client.replace_pods(
         (
-            old["metadata"]["name"],
-            made.pod(f"new-{number}", next_node[old["spec"]["nodeName"]], number % scene.identities),
-        )
-        for number, old in enumerate(made.pods())
+            (
+                old["metadata"]["name"],
+                made.pod(f"new-{number}", next_node[old["spec"]["nodeName"]], number % scene.identities),
+            )
+            for number, old in enumerate(made.pods())
+        ),
+        per_s=REPLACED_PER_S,
     )
     last_s = time.monotonic()
     assigned, pods = made.assignments.assigned_s, made.assignments.pods

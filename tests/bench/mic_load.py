@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
@@ -38,11 +40,13 @@ class Client:
     def __init__(self, api: KubeApi) -> None:
         self._api = api
 
-    async def create(self, bodies: Iterable[dict[str, Any]]) -> dict[str, float]:
-        """Create objects; return when each was there, by name."""
+    async def create(self, bodies: Iterable[dict[str, Any]], *, per_s: float = math.inf) -> dict[str, float]:
+        """Create objects, not more than *per_s* a second; return when each was there, by name."""
         created_s: dict[str, float] = {}
+        begin_s, numbers = time.monotonic(), itertools.count()
 
         async def create(body: dict[str, Any]) -> None:
+            await asyncio.sleep(begin_s + next(numbers) / per_s - time.monotonic())
             await self._api.post(_PATHS[body["kind"]], body)
             created_s[body["metadata"]["name"]] = time.monotonic()
 
@@ -53,10 +57,12 @@ class Client:
         """Delete objects, pods without grace period."""
         await _all(self._api.delete(f"{_PATHS[kind]}/{name}", _NO_GRACE) for name in names)
 
-    async def replace_pods(self, pairs: Iterable[tuple[str, dict[str, Any]]]) -> None:
-        """For each pair create the new pod and then delete the old one, as a rolling update does."""
+    async def replace_pods(self, pairs: Iterable[tuple[str, dict[str, Any]]], *, per_s: float) -> None:
+        """For each pair create the new pod and then delete the old one, *per_s* pairs a second."""
+        begin_s, numbers = time.monotonic(), itertools.count()
 
         async def replace(old: str, new: dict[str, Any]) -> None:
+            await asyncio.sleep(begin_s + next(numbers) / per_s - time.monotonic())
             await self._api.post(_PATHS["Pod"], new)
             await self._api.delete(f"{_PATHS['Pod']}/{old}", _NO_GRACE)
 

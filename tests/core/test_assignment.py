@@ -11,7 +11,7 @@ import pytest
 
 from podidentity_core.errors import Conflict, PermissionRefused, PodIdentityError, Throttled, TransientError
 from podidentity_core.model import AssignmentState, Binding, IdentityKind, Key, Pod, PodPhase, Thing, Unusable
-from podidentity_core.planning import Rules
+from podidentity_core.planning import PodPlan, Rules
 from podidentity_core.ports import HostState, Severity
 from podidentity_core.reasons import Reason, because
 from podidentity_core.resource_ids import Host, IdentityResource
@@ -69,6 +69,38 @@ class TestTheWholePath:
             assert before == ({NAME: "Created"}, [])
             assert (it.states, it.on(), it.told) == ({NAME: "Assigned"}, {"web"}, ["binding applied"])
             assert it.writes == ["create Created", "set_state Assigned"]
+
+    async def test_pods_whose_write_has_ended_do_not_wait_for_the_next(self, mic: Start) -> None:
+        async with mic(*ALL) as it:
+            await it.after(ARM_S / 2)
+            it.put(identity("db"), binding("db", selector="db"), pod("db-0", label="db"))
+            await it.after(ARM_S / 2 + 0.1)
+
+            assert it.states == {NAME: "Assigned", "db-0-default-db": "Created"}
+            assert len(it.hosts.changes) == 2
+
+    async def test_a_thousand_pods_on_a_host_are_not_looked_at_for_each_of_them(self, mic: Start) -> None:
+        pods = [pod(f"web-{number}") for number in range(1000)]
+        async with mic(NODE, IDENTITY, BINDING) as it:
+            looks, look = count(), it.service._pod_worker.can_go_on
+
+            def counted(plan: PodPlan) -> bool:
+                next(looks)
+                return look(plan)
+
+            it.service._pod_worker.can_go_on = counted  # type: ignore[method-assign]
+            for group in range(0, 1000, 10):
+                it.put(*pods[group : group + 10])
+                await it.after(0.05)
+            await it.after(SOON_S)
+            assigned = sum(state == "Assigned" for state in it.states.values())
+            for one in pods:
+                it.remove(one)
+            await it.after(2 * SOON_S)
+
+            assert assigned == 1000
+            assert (it.states, it.on()) == ({}, set())
+            assert next(looks) < 10 * len(pods)
 
     async def test_what_is_stored_says_all_that_nmi_needs(self, mic: Start) -> None:
         async with mic(*ALL) as it:
@@ -419,7 +451,7 @@ class TestNodesThatGo:
 class TestHostsThatFail:
     @pytest.mark.parametrize(
         "error",
-        [TransientError("no"), PermissionRefused("no"), Throttled("no", retry_after_s=3)],
+        [TransientError("no"), PermissionRefused("no")],
         ids=lambda error: type(error).__name__,
     )
     async def test_it_is_told_at_the_binding_and_tried_again(self, mic: Start, error: PodIdentityError) -> None:

@@ -82,6 +82,7 @@ class Turn:
             meter=self.meter,
             chance=lambda: 0.0,
             limits=LIMITS,
+            changed=lambda _: None,
         )
 
     async def take(self) -> float | None:
@@ -263,6 +264,12 @@ class TestGathering:
 
         assert turn.hosts.changes == [write(add=[WEB, DB])]
         assert turn.clock.monotonic_s() == ARM_S
+
+    async def test_it_does_not_wait_for_one_whose_identity_is_to_be_there_anyway(self) -> None:
+        turn = Turn(*bound("web"), pod("coming", label="web"))
+        await turn.take()
+
+        assert turn.hosts.changes == [write(add=[WEB])]
 
     async def test_it_waits_anew_after_a_write(self) -> None:
         turn = Turn(*bound("web"), *self.COMING)
@@ -463,13 +470,9 @@ class TestCertainty:
         assert await turn.take() is None
 
 
-LASTING = [
-    TransientError("away"),
-    Throttled("slowly", retry_after_s=9),
-    PermissionRefused("no right"),
-    RefusedError("no"),
-]
-FAILURES = [*LASTING, Conflict("somebody else")]
+PASSES = [Conflict("somebody else"), Throttled("slowly", retry_after_s=9)]
+TROUBLE = [TransientError("away"), PermissionRefused("no right"), RefusedError("no")]
+FAILURES = [*TROUBLE, *PASSES]
 
 
 async def test_what_is_needed_again_in_the_pause_after_a_refusal_is_not_removed() -> None:
@@ -483,12 +486,13 @@ async def test_what_is_needed_again_in_the_pause_after_a_refusal_is_not_removed(
 
 
 class TestFailures:
-    async def test_that_somebody_else_was_faster_is_told_only_when_it_does_not_end(self) -> None:
+    @pytest.mark.parametrize("error", PASSES, ids=lambda error: type(error).__name__)
+    async def test_what_passes_by_itself_is_told_only_when_it_does_not(self, error: PodIdentityError) -> None:
         turn = Turn(*bound("web"))
         told: list[int] = []
         for _ in range(PASSING + 1):
-            turn.hosts.fail_next(Conflict("somebody else"))
-            with pytest.raises(Conflict):
+            turn.hosts.fail_next(error)
+            with pytest.raises(type(error)):
                 await turn.take()
             told.append(len(turn.told))
         await turn.take()
@@ -496,7 +500,21 @@ class TestFailures:
         assert told == [0] * PASSING + [1]
         assert turn.worker._desk(vm()).failures == 0
 
-    @pytest.mark.parametrize("error", LASTING, ids=lambda error: type(error).__name__)
+    async def test_the_same_trouble_is_told_every_ten_minutes_and_at_once_to_those_who_come(self) -> None:
+        turn = Turn(*bound("web"))
+        told: list[int] = []
+        for minute in range(12):
+            turn.hosts.fail_next(TransientError("away"))
+            with pytest.raises(TransientError):
+                await turn.take()
+            told.append(len(turn.told))
+            await turn.clock.advance(60)
+            if minute == 4:
+                turn.change(*bound("db"))
+
+        assert told == [1] * 5 + [2] * 5 + [3] * 2
+
+    @pytest.mark.parametrize("error", TROUBLE, ids=lambda error: type(error).__name__)
     async def test_a_read_that_fails_is_told_to_those_who_wait(self, error: PodIdentityError) -> None:
         turn = Turn(*bound("web"), *bound("db", AssignmentState.ASSIGNED))
         turn.hosts.fail_next(error)

@@ -153,12 +153,16 @@ async def test_an_event_that_cannot_be_delivered_is_dropped_and_the_next_one_goe
 async def test_a_flood_is_cut_and_never_blocks(
     sandbox: Sandbox, api: KubeApi, stepped: SteppedClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    events = KubeEvents(api, clock=stepped)  # nobody delivers
+    async with KubeEvents(api, clock=stepped) as events:
+        for number in range(1200):  # before anybody can deliver
+            events.publish(replace(APPLIED, message=str(number)))
+        await events.delivered()
 
-    for number in range(1200):
-        events.publish(replace(APPLIED, message=str(number)))
-
-    assert len(caplog.records) == 200
+    assert len(stored(sandbox)) == 1000
+    assert [record.getMessage() for record in caplog.records] == [
+        "events are dropped, since too many wait, first 'binding applied' of AzureIdentityBinding default/web",
+        "200 events were dropped, since too many waited",
+    ]
 
 
 async def test_events_go_out_at_a_rate_of_their_own(
