@@ -27,7 +27,7 @@ prometheus-port string '8888'
 enableProfile bool False
 enableScaleFeatures bool False
 createDeleteBatch int 20
-clientQps float 50.0
+clientQps float 200.0
 immutable-user-msis string ''
 config-map-name string 'aad-pod-identity-config'
 type-upgrade-status-key string 'type-upgrade-status'
@@ -72,8 +72,8 @@ DEFAULT = MicConfig(
     probe_port=8080,
     metrics_port=8888,
     concurrent_writes=20,
-    api_requests_per_s=50.0,
-    api_burst=50,
+    api_requests_per_s=200.0,
+    api_burst=200,
     immutable_ids=frozenset(),
     host_retries=2,
     host_retry_interval_s=1.0,
