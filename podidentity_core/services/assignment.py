@@ -77,7 +77,11 @@ class AssignmentService:
         tools = PodTools(ports.store, ports.events, ports.clock, ports.meter, self._ask_host, self._plan)
         self._pod_worker = PodWorker(self._view, self._planner, self._host_worker, tools)
         self._pod_turns: WorkQueue[Key] = WorkQueue(
-            self._pod_worker.turn, clock=ports.clock, chance=ports.chance, parallel=settings.parallel_writes
+            self._pod_worker.turn,
+            clock=ports.clock,
+            chance=ports.chance,
+            parallel=settings.parallel_writes,
+            can_wait=lambda pod: _only_removes(self._planner.pod_plan(pod)),
         )
         self._host_turns: WorkQueue[Host] = WorkQueue(
             self._host_turn, clock=ports.clock, chance=ports.chance, parallel=1000, patient=True
@@ -212,6 +216,10 @@ class AssignmentService:
 
 _NO_NEWS = (Reason.NOT_SCHEDULED, Reason.POD_FINISHED)
 """Reasons that are no fault of anybody's."""
+
+
+def _only_removes(plan: PodPlan) -> bool:
+    return not (plan.create or plan.update or plan.keep)
 
 
 def _has_work(plan: PodPlan) -> bool:

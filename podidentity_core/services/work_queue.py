@@ -48,7 +48,7 @@ class WorkQueue(Generic[K]):
 
     A key that is added while its handler runs is handled once more afterwards. After a failure a key waits out its
     back-off; adding it ends that wait early, unless the queue is *patient*: a host that throttles us is left alone
-    whatever happens meanwhile.
+    whatever happens meanwhile. Keys of which *can_wait* is true take no more than half of the places.
     """
 
     def __init__(
@@ -60,11 +60,14 @@ class WorkQueue(Generic[K]):
         parallel: int,
         backoff: Backoff = Backoff(),
         patient: bool = False,
+        can_wait: Callable[[K], bool] = lambda _: False,
     ) -> None:
         self._handle = handle
         self._clock = clock
         self._chance = chance
         self._slots = asyncio.Semaphore(parallel)
+        self._half_of_the_slots = asyncio.Semaphore((parallel + 1) // 2)
+        self._can_wait = can_wait
         self._backoff = backoff
         self._patient = patient
         self._entries: dict[K, _Entry] = {}
@@ -99,8 +102,7 @@ class WorkQueue(Generic[K]):
             entry.again = False
             entry.wake.clear()
             try:
-                async with self._slots:
-                    again_in_s = await self._handle(key)
+                again_in_s = await self._handle_in_turn(key)
             except PodIdentityError as error:
                 failures += 1
                 delay_s = self._delay_s(error, failures)
@@ -114,6 +116,13 @@ class WorkQueue(Generic[K]):
             elif not entry.again:
                 break
         del self._entries[key]
+
+    async def _handle_in_turn(self, key: K) -> float | None:
+        if not self._can_wait(key):
+            async with self._slots:
+                return await self._handle(key)
+        async with self._half_of_the_slots, self._slots:
+            return await self._handle(key)
 
     def _delay_s(self, error: PodIdentityError, failures: int) -> float:
         delay_s = self._backoff.delay_s(failures, self._chance())

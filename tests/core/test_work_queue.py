@@ -45,11 +45,22 @@ class Desk:
 
 @asynccontextmanager
 async def at_work(
-    desk: Desk, *, parallel: int = 10, patient: bool = False, chance: Callable[[], float] = lambda: 0.0
+    desk: Desk,
+    *,
+    parallel: int = 10,
+    patient: bool = False,
+    chance: Callable[[], float] = lambda: 0.0,
+    can_wait: Callable[[str], bool] = lambda _: False,
 ) -> AsyncIterator[WorkQueue[str]]:
     backoff = Backoff(first_s=1.0, most_s=8.0)
     queue: WorkQueue[str] = WorkQueue(
-        desk.handle, clock=desk.clock, chance=chance, parallel=parallel, backoff=backoff, patient=patient
+        desk.handle,
+        clock=desk.clock,
+        chance=chance,
+        parallel=parallel,
+        backoff=backoff,
+        patient=patient,
+        can_wait=can_wait,
     )
     work = asyncio.create_task(queue.run())
     try:
@@ -235,3 +246,20 @@ DELAYS: list[tuple[int, float, float]] = [
 @pytest.mark.parametrize(("failures", "chance", "delay_s"), DELAYS)
 def test_back_off(failures: int, chance: float, delay_s: float) -> None:
     assert Backoff(first_s=0.5, most_s=60.0).delay_s(failures, chance) == pytest.approx(delay_s)
+
+
+async def test_what_can_wait_leaves_half_of_the_places_to_the_rest(desk: Desk) -> None:
+    desk.duration_s = 1.0
+    async with at_work(desk, parallel=4, can_wait=lambda key: key.startswith("later")) as queue:
+        for number in range(6):
+            queue.add(f"later-{number}")
+        await settle()
+        queue.add("now-0")
+        queue.add("now-1")
+        await desk.clock.advance(0.5)
+        first = {key for _, key in desk.began}
+        await desk.clock.advance(9.0)
+
+    assert first == {"later-0", "later-1", "now-0", "now-1"}
+    assert len(desk.began) == 8
+    assert desk.most_at_once == 4
