@@ -113,11 +113,17 @@ class PodWorker:
         record = self._record(wanted)
         return record is None or wanted.identity.host_resource is None or record.usable is not None
 
-    def _waits_for_host(self, wanted: Assignment) -> bool:
-        """Whether *wanted* may not be stored yet; then its host is asked for a turn, after which it may."""
+    async def _waits_for_host(self, wanted: Assignment, stored: Assignment | None) -> bool:
+        """Whether *wanted* may not be stored yet; then its host is asked for a turn, after which it may.
+
+        The host may not answer for hours, and meanwhile the pod must not go on with what *stored*, the predecessor,
+        gives it and *wanted* does not.
+        """
         if self._may_be_stored(wanted):
             return False
         self._ask_host(wanted)
+        if stored is not None and stored.identity != wanted.identity and stored.state is not AssignmentState.UNASSIGNED:
+            self._note(await self._set_state(stored, AssignmentState.UNASSIGNED))
         return True
 
     def _next_for_unwanted(self, assignment: Assignment) -> Next:
@@ -145,14 +151,12 @@ class PodWorker:
 
     async def _create(self, wanted: Assignment, deleted: Assignment | None) -> None:
         """Store *wanted*, in the place of *deleted*, which somebody removes by hand although it is needed."""
-        if self._waits_for_host(wanted):
-            if deleted is not None:
-                await self._stop_serving(deleted, wanted)
+        if await self._waits_for_host(wanted, deleted):
             return
         if deleted is not None:
             await self._remember(deleted)
             await self._release(deleted)
-            if self._waits_for_host(wanted):
+            if await self._waits_for_host(wanted, None):
                 return
         new = self._in_first_state(wanted)
         log.info("creating assigned id %s", new.key)
@@ -166,13 +170,11 @@ class PodWorker:
         self._stored(stored)
 
     async def _update(self, update: Update) -> None:
-        if self._waits_for_host(update.wanted):
-            await self._stop_serving(update.stored, update.wanted)
+        if await self._waits_for_host(update.wanted, update.stored):
             return
         if self._leaves_something(update):
             await self._remember(update.stored)
-            if self._waits_for_host(update.wanted):
-                await self._stop_serving(update.stored, update.wanted)
+            if await self._waits_for_host(update.wanted, update.stored):
                 return
         new = self._in_first_state(update.wanted)
         log.info("updating assigned id %s", new.key)
@@ -186,11 +188,6 @@ class PodWorker:
             self._tools.events.publish(events.update_failed(new, str(error)))
             raise
         self._stored(stored)
-
-    async def _stop_serving(self, stored: Assignment, wanted: Assignment) -> None:
-        """The host may not answer for hours, and meanwhile the pod must not go on with what was taken from it."""
-        if stored.identity != wanted.identity and stored.state is not AssignmentState.UNASSIGNED:
-            self._note(await self._set_state(stored, AssignmentState.UNASSIGNED))
 
     def _leaves_something(self, update: Update) -> bool:
         """Whether an update makes an identity superfluous on its host."""
@@ -213,6 +210,7 @@ class PodWorker:
             uid="",
             resource_version="",
             deleting=False,
+            reason="",
             origin=None,
         )
         if leaving.key not in self._view.assignments:
