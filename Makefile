@@ -22,7 +22,7 @@ demo: $(READY)  ## Run the tutorial on the embedded sandbox
 	@$(VENV)/bin/podidentity demo
 
 test: $(READY)  ## All tests that need only Python
-	@$(PY) -m pytest --numprocesses 4 --dist loadfile
+	@$(PY) -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)  ## Format, lint, strict types, import rules
 	@$(VENV)/bin/ruff format --check .
