@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[2]
-LIVES = 60
+LIVES = 50
 
 
 @pytest.mark.parametrize("part", range(4))
