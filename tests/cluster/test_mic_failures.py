@@ -30,7 +30,7 @@ WORK_S = 3.0
 """On any machine a new leader has begun to work after this time; most of it goes into loading Azure's libraries."""
 CUTS_S = 20.0
 SLOW_S = 10.0
-CAUGHT_UP_S = 40
+CAUGHT_UP_S = 60
 """Half a minute is NMI's longest wait before it tries again to watch."""
 
 
@@ -124,7 +124,7 @@ def test_leaders_that_are_killed_at_any_instant_leave_nothing_undone(
             f"\n{kills} kills in {killed_s:.0f} s, {during_writes} of them during a write to the host; "
             f"{len(changed)} changes, {writes} writes; settled {settled_s:.1f} s after the last"
         )
-    assert kills >= KILLS / 2
+    assert kills >= 10
     assert len(changed) > kills
     assert writes > kills / 5  # else they were killed before they came to anything
     assert during_writes > 0
