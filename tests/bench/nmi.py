@@ -20,7 +20,7 @@ SECONDS = 0.3
 CASES = tuple(Job(0, WARM, number, close, SECONDS) for close in (False, True) for number in (1, 16, 64))
 ROUNDS = 7
 ORIGINAL_PER_S = 1033
-"""The original on such a machine, with 16 connections and 110 pods; with more pods it is slower (docs/performance.md)."""
+"""The original on such a machine, 16 connections, 110 pods; more pods make it slower (docs/performance.md)."""
 
 
 def run() -> list[Figure]:
