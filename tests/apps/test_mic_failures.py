@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -53,7 +54,10 @@ class Guarded:
         azure.change = watched  # type: ignore[method-assign]
 
     def in_use(self, host: Host) -> list[tuple[str, str]]:
-        """The running pods on *host* with an assignment in `Assigned`, and the resource ID in it, in lower case."""
+        """The running pods on *host* with an assignment in `Assigned`, and the resource ID in it, in lower case.
+
+        Not those that have just come: no controller can recall a write that was on its way to Azure then.
+        """
         found = []
         for body in self.stage.sandbox.cluster.objects("azureassignedidentities"):
             spec = body["spec"]
@@ -67,7 +71,9 @@ class Guarded:
         except StatusError:
             return False
         running = pod.get("status", {}).get("phase") == "Running" and "deletionTimestamp" not in pod["metadata"]
-        return running and pod["spec"].get("nodeName") == spec["nodename"]
+        created = datetime.fromisoformat(pod["metadata"]["creationTimestamp"])
+        has_just_come = datetime.now(UTC) - created < timedelta(seconds=2)  # the time is cut to the second
+        return running and not has_just_come and pod["spec"].get("nodeName") == spec["nodename"]
 
     def _host_of(self, node: str) -> Host:
         (spec,) = (spec for spec in self.stage.sandbox.options.nodes if spec.name == node)

@@ -30,6 +30,8 @@ OPTIONS = SandboxOptions(
 )
 PATIENCE_S = 90
 """How long things may take to settle on a busy machine; waits after failures grow to a minute."""
+NEWS_S = 1.0
+"""How long news of a pod may take to MIC."""
 LOOK_S = 0.1
 LEASE = "aad-pod-identity-mic"
 AT_ONCE = ("--identity-grace-period=0s", "--update-user-msi-retry-interval=100ms")
@@ -51,6 +53,7 @@ class Scene:
     programs: Programs
     pods: dict[str, tuple[str, str]] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
+    _since_s: dict[str, float] = field(default_factory=dict)
     _addresses: Iterator[int] = field(default_factory=lambda: count(1))
 
     def __post_init__(self) -> None:
@@ -75,8 +78,12 @@ class Scene:
         return self.azure.sandbox.azure.host(SCALE_SET)
 
     def in_use(self) -> list[tuple[str, str]]:
-        """Return the running pods with an assignment in `Assigned`, and the resource ID in it, in lower case."""
-        running = dict(self.pods)
+        """Return the running pods with an assignment in `Assigned`, and the resource ID in it, in lower case.
+
+        Not those that have just come: no controller can recall a write that was on its way to Azure then.
+        """
+        latest_s = time.monotonic() - NEWS_S
+        running = {name: placed for name, placed in dict(self.pods).items() if self._since_s[name] <= latest_s}
         return [
             (spec["pod"], spec["azureIdentityRef"]["spec"]["resourceID"].lower())
             for spec, status in ((body["spec"], body.get("status", {})) for body in self.plane.stored_assignments())
@@ -149,6 +156,7 @@ class Scene:
 
     def _note(self, name: str, label: str, node: int) -> str:
         placed = OPTIONS.nodes[node].name
+        self._since_s[name] = time.monotonic()
         self.pods[name] = (label or name, placed)
         return placed
 
