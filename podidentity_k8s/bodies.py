@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from podidentity_core.model import Assignment, AssignmentState, Binding, Identity
 from podidentity_k8s.convert import StoredMeta, noted_for
+from podidentity_k8s.events import rfc3339
 from podidentity_k8s.wire import (
     BEHAVIOR_ANNOTATION,
     FINALIZER,
@@ -112,8 +112,7 @@ def new_state(state: AssignmentState) -> dict[str, Any]:
 
 def new_reason(reason: str, at_s: float) -> dict[str, Any]:
     """The merge patch that notes why an assignment has not got further."""
-    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at_s))
-    return {"metadata": _reason(reason[:_REASON_CHARS], at)}
+    return {"metadata": _reason(reason[:_REASON_CHARS], rfc3339(at_s))}
 
 
 def _reason(reason: str | None, at: str | None) -> dict[str, Any]:
