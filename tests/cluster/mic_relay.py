@@ -28,68 +28,63 @@ class Relay:
         self._target_port = target_port
         self._open: dict[int, tuple[asyncio.WriteTransport, ...]] = {}
         self._loop = asyncio.new_event_loop()
-        self._serving: set[asyncio.Task[None]] = set()
+        self._stopping = asyncio.Event()
 
     def cut_one(self, chance: Random) -> None:
         """End any one of the open connections at once, without a word."""
         self._loop.call_soon_threadsafe(self._cut_one, chance)
 
-    async def serve(self, port: int, started: threading.Event) -> None:
-        """Serve until cancelled, and then end all connections."""
-        server = await asyncio.start_server(self._begin, ADDRESS, port)
-        started.set()
-        try:
-            await server.serve_forever()
-        finally:
-            for task in self._serving:
-                task.cancel()
-            await asyncio.gather(*self._serving, return_exceptions=True)
-
     def run(self, port: int, started: threading.Event) -> None:
-        """Serve in this thread until `stop`."""
-        self._main = self._loop.create_task(self.serve(port, started))
-        with suppress(asyncio.CancelledError):
-            self._loop.run_until_complete(self._main)
+        """Serve in this thread until `stop`, and then end all connections."""
+        self._loop.run_until_complete(self._serve(port, started))
         self._loop.close()
 
     def stop(self) -> None:
         """End `run`, from another thread."""
-        self._loop.call_soon_threadsafe(self._main.cancel)
+        self._loop.call_soon_threadsafe(self._stopping.set)
+
+    async def _serve(self, port: int, started: threading.Event) -> None:
+        server = await asyncio.start_server(self._begin, ADDRESS, port)
+        started.set()
+        await self._stopping.wait()
+        for listener in server.sockets:  # closing them would break what the loop has accepted but not begun
+            self._loop.remove_reader(listener.fileno())
+        for connection in self._open:
+            self._cut(connection)
+        # No task is cancelled: one that is already on its way out would leave its sockets open.
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(others)
+        server.close()
 
     def _cut_one(self, chance: Random) -> None:
         if self._open:
             self.cuts += 1
-            for transport in self._open[chance.choice(list(self._open))]:
-                transport.abort()
+            self._cut(chance.choice(list(self._open)))
+
+    def _cut(self, connection: int) -> None:
+        for transport in self._open[connection]:
+            transport.abort()
 
     async def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._serving.add(task)
-        try:
-            with suppress(OSError):
-                await self._pass_on(reader, writer)
-        except asyncio.CancelledError:
-            pass  # the end of the relay; asyncio would complain of a cancelled connection
-        finally:
-            await _end(writer)
-            self._serving.discard(task)
+        with suppress(OSError):
+            await self._pass_on(reader, writer)
+        await _end(writer)
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there_reader, there_writer = await asyncio.open_connection(ADDRESS, self._target_port)
         self._open[id(writer)] = (writer.transport, there_writer.transport)
+        if self._stopping.is_set():
+            self._cut(id(writer))
         ways = (
             asyncio.create_task(_forward(reader, there_writer, lambda: on_time)),
             asyncio.create_task(_forward(there_reader, writer, lambda: self.late)),
         )
-        try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            del self._open[id(writer)]
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
-            await _end(there_writer)
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        del self._open[id(writer)]
+        for way in ways:
+            way.cancel()
+        await asyncio.gather(*ways, return_exceptions=True)
+        await _end(there_writer)
 
 
 async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, late: Callable[[], Late]) -> None:
