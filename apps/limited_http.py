@@ -7,6 +7,8 @@ that come at once. Here a connection is looked at when its bytes come and in eac
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, MutableMapping
+from http import HTTPStatus
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -25,12 +27,26 @@ _END_OF_HEAD = b"\r\n\r\n"
 _LINGER_S = 2.0
 """How long a refused client's bytes are still taken, and dropped: closing earlier would take the answer from it."""
 
+IN_ONE_WRITE = "podidentity.in_one_write"
+"""The extension of a scope, an `InOneWrite`, that takes a `whole_answer`. Not with h11: it keeps books of its own."""
+
+InOneWrite = Callable[[bytes], bool]
+"""Sends it. False if the answer must be sent message by message instead."""
+
 
 def connection_class(parser: Parser) -> type[LimitedConnection]:
     """Return uvicorn's protocol with *parser*, limited. Imports only that parser: a platform may lack the other."""
-    name = f"uvicorn.protocols.http.{parser}_impl"
-    protocol = getattr(import_module(name), "HttpToolsProtocol" if parser == "httptools" else "H11Protocol")
-    return type(f"Limited{protocol.__name__}", (LimitedConnection, protocol), {})
+    implementation = import_module(f"uvicorn.protocols.http.{parser}_impl")
+    if parser == "httptools":
+        return type("LimitedHttpTools", (OneWriteConnection, implementation.HttpToolsProtocol), {})
+    return type("LimitedH11", (LimitedConnection, implementation.H11Protocol), {})
+
+
+def whole_answer(start: MutableMapping[str, Any], body: MutableMapping[str, Any]) -> bytes:
+    """Return the two messages of an answer, its length among the headers, as bytes of a connection that stays open."""
+    status = HTTPStatus(start["status"])
+    headers = b"".join(b"%b: %b\r\n" % header for header in start["headers"])
+    return b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (status, status.phrase.encode(), headers, body["body"])
 
 
 class LimitedConnection(_Uvicorn):
@@ -189,3 +205,28 @@ class LimitedConnection(_Uvicorn):
         if not self.transport.is_closing():
             self.transport.write_eof()
             self._peers.loop.call_later(_LINGER_S, self.transport.abort)
+
+
+class OneWriteConnection(LimitedConnection):
+    """A connection whose requests can be answered in one write.
+
+    uvicorn writes the head and the body of an answer each by itself: for a small answer, two packets and a fifth of
+    all that it costs. Of its newest request this uses what it keeps of the answer's state, as httptools' protocol has.
+    """
+
+    def on_message_begin(self) -> None:
+        """Offer it to the application."""
+        super().on_message_begin()
+        cast("dict[str, Any]", self.scope)["extensions"] = {IN_ONE_WRITE: self._answer_in_one_write}
+
+    def _answer_in_one_write(self, answer: bytes) -> bool:
+        """Answer the request with a `whole_answer`. False if it must be sent message by message, or to nobody."""
+        request = self.cycle
+        if not request.keep_alive or request.disconnected or self.flow.write_paused:
+            return False
+        request.response_started = request.response_complete = True
+        request.waiting_for_100_continue = False
+        self.transport.write(answer)
+        request.message_event.set()
+        request.on_response()
+        return True

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI
 
+from apps.limited_http import IN_ONE_WRITE, InOneWrite
 from apps.nmi.answers import (
     Answer,
     denial,
@@ -98,11 +99,13 @@ class MetadataEndpoint:
             return None
         return self._warm.get(_asked(scope))
 
-    async def send_warm(self, warm: Warm, send: Send) -> None:
+    async def send_warm(self, warm: Warm, scope: Scope, send: Send) -> None:
         """Send it, and record it as any other."""
         began_s = self._clock.monotonic_s()
-        await send(warm.start)
-        await send(warm.body)
+        in_one_write: InOneWrite | None = scope.get("extensions", {}).get(IN_ONE_WRITE)
+        if in_one_write is None or not in_one_write(warm.whole):
+            await send(warm.start)
+            await send(warm.body)
         self._meter.count("nmi_token_cache_count", result="hit")
         note(warm.record, self._clock.monotonic_s() - began_s, self._meter, self._audit)
 
@@ -224,7 +227,7 @@ class _Application(FastAPI):
         """Answer one request."""
         if scope["type"] == "http":
             if (warm := self._endpoint.warm(scope)) is not None:
-                await self._endpoint.send_warm(warm, send)
+                await self._endpoint.send_warm(warm, scope, send)
                 return
             if _path(scope).route is Route.TOKEN:
                 await self._endpoint(scope, receive, send)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from apps.limited_http import whole_answer
 from apps.nmi.answers import Answer, messages
 from apps.nmi.audit import Record
 from podidentity_core.ports import Clock
@@ -22,12 +23,13 @@ Asked = tuple[str, bytes, bytes]
 """What an answer depends on, besides headers: the peer's address, path and query as they were sent."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Warm:
-    """The messages that make an answer, and what to record of it."""
+    """The messages that make an answer, the same as bytes, and what to record of it. It holds a token: not shown."""
 
     start: dict[str, Any]
     body: dict[str, Any]
+    whole: bytes
     record: Record
 
 
@@ -53,4 +55,5 @@ class WarmAnswers:
     def put(self, asked: Asked, answer: Answer, record: Record) -> None:
         """Keep an answer that was made after `get` gave none, and without a wait in between."""
         if len(self._kept) < _MOST_KEPT:
-            self._kept[asked] = Warm(*messages(answer), record)
+            start, body = messages(answer)
+            self._kept[asked] = Warm(start, body, whole_answer(start, body), record)

@@ -1,16 +1,21 @@
-"""Answers of the same second: kept while they would come out the same, and no longer."""
+"""Answers of the same second: kept while they would come out the same, and no longer; sent in one write."""
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from apps.limited_http import IN_ONE_WRITE, Parser, whole_answer
 from apps.nmi.answers import Answer
 from apps.nmi.audit import Record
 from apps.nmi.warm import WarmAnswers
+from apps.serving import Receive, Scope, Send, start_server
 from podidentity_core.testing.clock import FakeClock
+from tests.apps.nmi_server import ASK, POD, WEB, nmi_server
+from tests.apps.raw_http import DEADLINE_S, all_parsed, exchange
 
 ASKED = ("10.0.0.7", b"/metadata/identity/oauth2/token", b"resource=x")
 ANSWER = Answer(200, b"{}")
@@ -39,6 +44,15 @@ def test_an_answer_is_whole_and_says_its_length(kept: Kept) -> None:
     assert warm is not None
     assert (warm.start["status"], dict(warm.start["headers"])[b"content-length"]) == (200, b"2")
     assert (warm.body["body"], warm.record) == (b"{}", RECORD)
+    assert warm.whole == (
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/json; charset=utf-8\r\ncontent-length: 2\r\n\r\n{}"
+    )
+
+
+def test_a_token_that_is_kept_is_not_shown(kept: Kept) -> None:
+    kept.warm.put((*ASKED[:2], b"x=1"), Answer(200, b"secret-token"), RECORD)
+
+    assert "secret-token" not in repr(kept.warm.get((*ASKED[:2], b"x=1")))
 
 
 @pytest.mark.parametrize(
@@ -71,3 +85,75 @@ def test_a_pod_that_spells_its_request_in_many_ways_takes_no_more_memory(kept: K
 
     assert len(kept.warm._kept) == 1024
     assert kept.warm.get(ASKED) is not None
+
+
+@pytest.mark.parametrize("http", ["httptools", "h11"])
+async def test_a_pod_sees_no_difference(http: Parser) -> None:
+    ask = b"GET %b HTTP/1.1\r\nHost: a\r\nMetadata: true\r\n" % ASK.encode()
+    async with nmi_server(POD, WEB, http=http) as nmi:
+        several = ask + b"\r\n" + ask + b"\r\n" + ask + b"Connection: close\r\n\r\n"
+        first, warm, last = all_parsed(await exchange(nmi.port, several, address=POD.ips[0]))
+
+    assert first.status == 200
+    assert warm == first
+    assert dict(last.headers) == {**dict(first.headers), "connection": "close"}
+    assert last.body == first.body
+
+
+class Offered:
+    """An application that answers in one write if it may, and says so; first with *before* by messages."""
+
+    def __init__(self, before: bytes = b"") -> None:
+        self._before = before
+        self.taken: list[bool] = []
+
+    async def __call__(self, scope: Scope, _: Receive, send: Send) -> None:
+        if self._before:
+            body, self._before = self._before, b""
+        else:
+            self.taken.append(scope["extensions"][IN_ONE_WRITE](whole_answer(*_answer(b"in one write"))))
+            if self.taken[-1]:
+                return
+            body = b"by messages"
+        for message in _answer(body):
+            await send(message)
+
+
+def _answer(body: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    start = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]}
+    return start, {"type": "http.response.body", "body": body}
+
+
+OPEN = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+LAST = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+OF_OLD = b"GET / HTTP/1.0\r\n\r\n"
+REQUESTS = {
+    "the last": (LAST, [b"by messages"]),
+    "HTTP/1.0": (OF_OLD, [b"by messages"]),
+    "two": (OPEN + LAST, [b"in one write", b"by messages"]),
+    "many": (OPEN * 20 + LAST, [b"in one write"] * 20 + [b"by messages"]),
+}
+
+
+@pytest.mark.parametrize(("raw", "bodies"), REQUESTS.values(), ids=REQUESTS)
+async def test_one_write_is_for_connections_that_stay_open(raw: bytes, bodies: list[bytes]) -> None:
+    server = await start_server(Offered(), "127.0.0.1", 0, flag="--none")
+    answers = all_parsed(await exchange(server.port, raw, address="127.0.0.1"))
+    await server.stop(0)
+
+    assert [answer.body for answer in answers] == bodies
+
+
+async def test_one_write_is_not_for_clients_that_do_not_read_what_they_have_got() -> None:
+    more_than_buffers_hold = 32 * 2**20
+    app = Offered(before=b"x" * more_than_buffers_hold)
+    server = await start_server(app, "127.0.0.1", 0, flag="--none")
+    _, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1)
+    async with asyncio.timeout(DEADLINE_S):
+        writer.write(OPEN * 2)
+        while not app.taken:  # noqa: ASYNC110  # an application has no other way to tell
+            await asyncio.sleep(0.001)
+        writer.transport.abort()
+    await server.stop(0)
+
+    assert app.taken == [False]
