@@ -60,6 +60,8 @@ class _HostDesk:
     refusals: Refusals
     record: HostRecord = field(default_factory=HostRecord)
     stay_until_s: dict[IdentityResource, float] = field(default_factory=dict)
+    decided_s: float = 0.0
+    """When it was last decided what to write: whose time ends later has still to be looked at, even if it has ended."""
     gathering_since_s: float | None = None
     failures: int = 0
     problem: str = ""
@@ -120,7 +122,7 @@ class HostWorker:
         """
         desk = self._desk(host)
         try:
-            if desk.record.stale or (not desk.record.sure and self._sure_in_s() <= 0):
+            if desk.record.stale or (not desk.record.sure and self._is_sure):
                 await self._learn(host, desk)
             if (gather_s := self._gather_s(host, desk)) > 0:
                 return gather_s
@@ -159,7 +161,7 @@ class HostWorker:
         return self._desks[host]
 
     async def _learn(self, host: Host, desk: _HostDesk) -> None:
-        sure = self._sure_in_s() <= 0
+        sure = self._is_sure
         state = await self._hosts.attached(host)
         claimed = frozenset(
             assignment.identity.host_resource
@@ -172,9 +174,14 @@ class HostWorker:
         desk.record.keep(self._planner.host_needs(host).kept)  # before the assignments that say so can be gone
         desk.record.learn(state.attached, claimed, sure=sure)
 
-    def _sure_in_s(self) -> float:
-        """In how many seconds a look at a host shows all that a former leader had asked for."""
-        return self._began_s + self._limits.grace_s - self._clock.monotonic_s()
+    @property
+    def _sure_s(self) -> float:
+        """From when on a look at a host shows all that a former leader had asked for."""
+        return self._began_s + self._limits.grace_s
+
+    @property
+    def _is_sure(self) -> bool:
+        return self._clock.monotonic_s() >= self._sure_s
 
     async def _change(self, host: Host, desk: _HostDesk) -> bool:
         """Write until nothing is left to write but what Azure refuses; False if that does not succeed in one round.
@@ -207,17 +214,17 @@ class HostWorker:
     def _wanted_change(self, host: Host, desk: _HostDesk) -> HostChange:
         needs, record = self._planner.host_needs(host), desk.record
         record.keep(needs.kept)
+        desk.decided_s = self._clock.monotonic_s()
         if record.usable is None:
             return HostChange()
-        change = host_change(needs, record.usable, ours=record.ours, refused=desk.refusals.current())
+        change = host_change(needs, record.usable, ours=record.ours, refused=desk.refusals.at(desk.decided_s))
         return replace(change, remove=self._after_grace(desk, change.remove))
 
     def _after_grace(self, desk: _HostDesk, leaving: frozenset[IdentityResource]) -> frozenset[IdentityResource]:
         """Those of *leaving* that nobody has needed for long enough."""
-        now_s = self._clock.monotonic_s()
-        known, until_s = desk.stay_until_s, now_s + self._limits.grace_s
+        known, until_s = desk.stay_until_s, desk.decided_s + self._limits.grace_s
         desk.stay_until_s = {resource: known.get(resource, until_s) for resource in leaving}
-        return frozenset(resource for resource, until_s in desk.stay_until_s.items() if now_s >= until_s)
+        return frozenset(resource for resource, until_s in desk.stay_until_s.items() if desk.decided_s >= until_s)
 
     async def _write(self, host: Host, desk: _HostDesk, change: HostChange) -> None:
         desk.record.begin(change)
@@ -258,7 +265,7 @@ class HostWorker:
     def troubles(self, host: Host) -> Hashable:
         """A value that changes whenever `why` says something else about some assignment there."""
         desk = self._desk(host)
-        return bool(desk.problem), frozenset(desk.refusals.current())
+        return bool(desk.problem), frozenset(desk.refusals.at(self._clock.monotonic_s()))
 
     def forgive(self, resource: IdentityResource) -> tuple[Host, ...]:
         """Let *resource* be tried again at once, since its AzureIdentity was edited; returns the hosts concerned."""
@@ -267,13 +274,12 @@ class HostWorker:
     def _next_look_s(self, host: Host, desk: _HostDesk) -> float | None:
         """When the first refused identity may be tried again, or the first superfluous one leave, or all is certain."""
         needs = self._planner.host_needs(host)
-        retry_s = desk.refusals.next_look_s(needs.needed | needs.leaving)
+        desk.refusals.keep(needs.needed | needs.leaving, desk.decided_s)
         self._meter.gauge("mic_quarantined_identities", len(desk.refusals), host=host.name)
-        now_s = self._clock.monotonic_s()
-        waits_s = [until_s - now_s for until_s in desk.stay_until_s.values()]
+        ends_s = [*desk.refusals.ends_s(), *(end_s for end_s in desk.stay_until_s.values() if end_s > desk.decided_s)]
         if needs.leaving and not desk.record.sure:
-            waits_s.append(max(0.1, self._sure_in_s()))
-        return min((wait_s for wait_s in (retry_s, *waits_s) if wait_s is not None and wait_s > 0), default=None)
+            ends_s.append(max(self._sure_s, desk.decided_s + 0.1))
+        return max(0.0, min(ends_s) - self._clock.monotonic_s()) if ends_s else None
 
     def _waiting(self, host: Host, concerns: Callable[[IdentityResource], bool]) -> Iterable[Assignment]:
         """Assignments on *host*, stored or planned, that wait for an identity in question."""

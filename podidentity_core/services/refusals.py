@@ -35,10 +35,13 @@ class Refusals:
         """How many are known, whether or not their time has come."""
         return len(self._refusals)
 
-    def current(self) -> Set[IdentityResource]:
-        """Those whose time has not come."""
-        now_s = self._clock.monotonic_s()
+    def at(self, now_s: float) -> Set[IdentityResource]:
+        """Those whose time had not come by *now_s*, in monotonic seconds."""
         return {resource for resource, refusal in self._refusals.items() if refusal.until_s > now_s}
+
+    def ends_s(self) -> list[float]:
+        """When each may be tried again, in monotonic seconds."""
+        return [refusal.until_s for refusal in self._refusals.values()]
 
     def why(self, resource: IdentityResource) -> str:
         """What Azure said about *resource*; empty if it is not known to be refused."""
@@ -59,18 +62,13 @@ class Refusals:
             del self._refusals[resource]
         return bool(known)
 
-    def next_look_s(self, matters: Set[IdentityResource]) -> float | None:
-        """In how many seconds the first of those that matter may be tried again. The others are forgotten.
+    def keep(self, matters: Set[IdentityResource], decided_s: float) -> None:
+        """Forget all but those that matter and whose time had not come when it was decided what to write.
 
-        One whose time has come was tried in this round, and if that was not necessary it never will be.
+        One whose time had come was tried, and if that was not necessary it never will be.
         """
-        now_s = self._clock.monotonic_s()
-        self._refusals = {
-            resource: refusal
-            for resource, refusal in self._refusals.items()
-            if resource in matters and refusal.until_s > now_s
-        }
-        return min((refusal.until_s - now_s for refusal in self._refusals.values()), default=None)
+        waiting = self.at(decided_s) & matters
+        self._refusals = {resource: refusal for resource, refusal in self._refusals.items() if resource in waiting}
 
 
 class Halving:

@@ -61,8 +61,14 @@ class OneByOne(FakeHosts):
 class Turn:
     """A worker with one host, in a cluster that consists of *things*."""
 
-    def __init__(self, *things: Thing, carries: Collection[IdentityResource] = (), one_by_one: bool = False) -> None:
-        self.clock = FakeClock()
+    def __init__(
+        self,
+        *things: Thing,
+        carries: Collection[IdentityResource] = (),
+        one_by_one: bool = False,
+        clock: FakeClock | None = None,
+    ) -> None:
+        self.clock = clock or FakeClock()
         self.hosts = (OneByOne if one_by_one else FakeHosts)(self.clock, duration_s=ARM_S)
         self.hosts.put(vm(), *carries)
         self.events = FakeEvents()
@@ -442,6 +448,44 @@ class TestGrace:
         again_in_s = await turn.take()
 
         assert (again_in_s, turn.hosts.changes) == (self.GRACE_S - ARM_S, [write(add=[WEB])])
+
+
+class WalkingClock(FakeClock):
+    """A clock on which a moment passes between any two looks at it, as on every real one."""
+
+    TICK_S = 0.001
+
+    def monotonic_s(self) -> float:
+        self._now_s += self.TICK_S
+        return self._now_s
+
+
+@pytest.mark.parametrize("ticks", range(12))
+class TestTimeThatEndsWithinATurn:
+    """A turn that begins a moment too early, as timers may let it, acts or comes back: nothing is forgotten."""
+
+    GRACE_S = 60.0
+
+    async def test_of_grace(self, ticks: int) -> None:
+        turn = Turn(left("db"), carries=[DB], clock=WalkingClock())
+        turn.worker._limits = replace(LIMITS, grace_s=self.GRACE_S)
+        turn.worker._began_s -= self.GRACE_S
+        again_in_s = await turn.take()
+
+        assert again_in_s is not None
+        await turn.clock.advance(again_in_s - ticks * WalkingClock.TICK_S)
+        assert await turn.take() is not None or turn.hosts.changes == [write(remove=[DB])]
+
+    async def test_of_a_quarantine(self, ticks: int) -> None:
+        bad = resource("bad")
+        turn = Turn(*bound("bad"), clock=WalkingClock())
+        turn.hosts.refuse(bad)
+        again_in_s = await turn.take()
+        turn.hosts.accept(bad)
+
+        assert again_in_s is not None
+        await turn.clock.advance(again_in_s - ticks * WalkingClock.TICK_S)
+        assert await turn.take() is not None or turn.hosts.changes == [write(add=[bad])]
 
 
 class TestCertainty:
