@@ -54,7 +54,7 @@ class TokenCache:
         self._clock = clock
         self._meter = meter
         self.version = 0
-        """How often a token was kept or dropped."""
+        """How often a kept token went, also for its successor; one that joins the others changes no answer."""
         self._longest_s = longest_s
         self._capacity = capacity
         self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
@@ -140,8 +140,8 @@ class TokenCache:
         life_s = min(left_s - SPARE_S, self._longest_s)
         if current and life_s > 0:
             kept = _Kept(token, renew_at_s=now_s + min(left_s / 2, life_s), until_s=now_s + life_s)
-            _remember(self._kept, key, kept, self._capacity)
-            self.version += 1
+            if _remember(self._kept, key, kept, self._capacity):
+                self.version += 1
         return token
 
     def _raise_refusal(self, key: Hashable, now_s: float) -> None:
@@ -161,8 +161,12 @@ class TokenCache:
             log.error("a bug kept a token from being renewed", exc_info=error)
 
 
-def _remember(memory: OrderedDict[Hashable, T], key: Hashable, value: T, capacity: int) -> None:
+def _remember(memory: OrderedDict[Hashable, T], key: Hashable, value: T, capacity: int) -> bool:
+    """Put *value* behind all others; returns whether another one went for it."""
+    replaced = key in memory
     memory[key] = value
     memory.move_to_end(key)
     if len(memory) > capacity:
         memory.popitem(last=False)
+        return True
+    return replaced

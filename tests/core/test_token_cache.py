@@ -215,6 +215,23 @@ async def test_it_keeps_those_that_were_used_last() -> None:
     assert shop.calls == 4
 
 
+async def test_its_version_says_that_a_kept_token_went() -> None:
+    """Answers that were made of tokens are good until then, whatever other tokens come."""
+    shop = Shop(capacity=2)
+    versions = [shop.cache.version]
+    for key in ("a", "b", "c"):  # the third takes the place of the first
+        await shop.get(key)
+        versions.append(shop.cache.version)
+    await shop.clock.advance(HOUR_S / 2)
+    await shop.get("c")
+    await settle()  # its renewal
+    versions.append(shop.cache.version)
+    shop.cache.clear()
+    versions.append(shop.cache.version)
+
+    assert versions == [0, 0, 0, 1, 2, 3]
+
+
 async def test_closing_it_ends_the_calls_that_are_under_way() -> None:
     shop = Shop(duration_s=10)
     waiting = asyncio.create_task(shop.get())
