@@ -49,7 +49,7 @@ class FakeClock:
         while (due_s := self.next_wake_s()) is not None and due_s <= until_s:
             self.wake_next()
             await settle()
-        self._now_s = until_s
+        self._now_s = max(self._now_s, until_s)
 
     def wake_next(self) -> None:
         """Move the time to the next sleeper's, and wake it; it runs when the loop does. Somebody must be asleep."""
@@ -65,6 +65,28 @@ class FakeClock:
         return self._sleepers[0][0] if self._sleepers else None
 
 
+class RestlessClock:
+    """*clock* as a program sees a real one: *tick_s* pass with each look at it, and sleep ends *early_s* too early."""
+
+    def __init__(self, clock: FakeClock, *, tick_s: float = 0.00001, early_s: float = 0.001) -> None:
+        self._clock = clock
+        self._tick_s = tick_s
+        self._early_s = early_s
+
+    def monotonic_s(self) -> float:
+        """Seconds since the clock was made."""
+        self._clock._now_s += self._tick_s  # noqa: SLF001  # time passes for all who go by it
+        return self._clock.monotonic_s()
+
+    def wall_s(self) -> float:
+        """Seconds since the epoch, as far as this clock goes."""
+        return self._clock.wall_s()
+
+    async def sleep(self, seconds: float) -> None:
+        """Return when `advance` has moved the time by nearly *seconds*."""
+        await self._clock.sleep(seconds - self._early_s)
+
+
 async def settle() -> None:
     """Let the loop run until every task waits for something: another's doing, a clock, or a socket."""
     ready = asyncio.get_running_loop()._ready  # type: ignore[attr-defined]  # noqa: SLF001  # asyncio does not tell otherwise
@@ -77,3 +99,4 @@ async def settle() -> None:
 
 if TYPE_CHECKING:
     _: type[Clock] = FakeClock
+    __: type[Clock] = RestlessClock

@@ -25,7 +25,7 @@ from podidentity_core.resource_ids import Host, IdentityResource
 from podidentity_core.services.hosts import GATHER_S, NEXT_ROUND_S, PASSING, HostLimits, HostWorker
 from podidentity_core.services.work_queue import Backoff
 from podidentity_core.testing.builders import assignment, binding, identity, node, pod, resource, vm
-from podidentity_core.testing.clock import FakeClock, settle
+from podidentity_core.testing.clock import FakeClock, RestlessClock, settle
 from podidentity_core.testing.fakes import FakeEvents, FakeHosts, FakeLeaderLock, FakeMeter, HostWrite
 from podidentity_core.view import ClusterView
 from tests.core.mic import ARM_S
@@ -66,9 +66,9 @@ class Turn:
         *things: Thing,
         carries: Collection[IdentityResource] = (),
         one_by_one: bool = False,
-        clock: FakeClock | None = None,
+        tick_s: float = 0.0,
     ) -> None:
-        self.clock = clock or FakeClock()
+        self.clock = FakeClock()
         self.hosts = (OneByOne if one_by_one else FakeHosts)(self.clock, duration_s=ARM_S)
         self.hosts.put(vm(), *carries)
         self.events = FakeEvents()
@@ -84,7 +84,7 @@ class Turn:
             self.hosts,
             self.events,
             self.lock,
-            clock=self.clock,
+            clock=RestlessClock(self.clock, tick_s=tick_s, early_s=0.0),
             meter=self.meter,
             chance=lambda: 0.0,
             limits=LIMITS,
@@ -450,14 +450,8 @@ class TestGrace:
         assert (again_in_s, turn.hosts.changes) == (self.GRACE_S - ARM_S, [write(add=[WEB])])
 
 
-class WalkingClock(FakeClock):
-    """A clock on which a moment passes between any two looks at it, as on every real one."""
-
-    TICK_S = 0.001
-
-    def monotonic_s(self) -> float:
-        self._now_s += self.TICK_S
-        return self._now_s
+TICK_S = 0.001
+"""What passes between two looks at the clock."""
 
 
 @pytest.mark.parametrize("ticks", range(12))
@@ -467,24 +461,24 @@ class TestTimeThatEndsWithinATurn:
     GRACE_S = 60.0
 
     async def test_of_grace(self, ticks: int) -> None:
-        turn = Turn(left("db"), carries=[DB], clock=WalkingClock())
+        turn = Turn(left("db"), carries=[DB], tick_s=TICK_S)
         turn.worker._limits = replace(LIMITS, grace_s=self.GRACE_S)
         turn.worker._began_s -= self.GRACE_S
         again_in_s = await turn.take()
 
         assert again_in_s is not None
-        await turn.clock.advance(again_in_s - ticks * WalkingClock.TICK_S)
+        await turn.clock.advance(again_in_s - ticks * TICK_S)
         assert await turn.take() is not None or turn.hosts.changes == [write(remove=[DB])]
 
     async def test_of_a_quarantine(self, ticks: int) -> None:
         bad = resource("bad")
-        turn = Turn(*bound("bad"), clock=WalkingClock())
+        turn = Turn(*bound("bad"), tick_s=TICK_S)
         turn.hosts.refuse(bad)
         again_in_s = await turn.take()
         turn.hosts.accept(bad)
 
         assert again_in_s is not None
-        await turn.clock.advance(again_in_s - ticks * WalkingClock.TICK_S)
+        await turn.clock.advance(again_in_s - ticks * TICK_S)
         assert await turn.take() is not None or turn.hosts.changes == [write(add=[bad])]
 
 

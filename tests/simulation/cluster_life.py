@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 from random import Random
 
 from podidentity_core.model import Node, Pod
@@ -14,7 +15,7 @@ from podidentity_core.planning import Rules
 from podidentity_core.services.assignment import AssignmentPorts, AssignmentService, AssignmentSettings
 from podidentity_core.services.hosts import HostLimits
 from podidentity_core.testing.builders import binding, identity, resource
-from podidentity_core.testing.clock import settle
+from podidentity_core.testing.clock import RestlessClock, settle
 from podidentity_core.testing.fakes import FakeEvents, FakeLeaderLock, FakeMeter
 from tests.simulation import happenings
 from tests.simulation.flaky import LATEST_S, FlakyCluster, FlakyHosts, Network, Term
@@ -51,7 +52,9 @@ class Life:
         late = 0.7 if self.settings.limits.grace_s else 0.0
         self.network = Network(self.world.clock, chance, late=late)
         self.invariants = Invariants(self.world, self.network)
+        self._clock = chance.choice((self.world.clock, RestlessClock(self.world.clock)))
         self.term: Term | None = None
+        self.service: AssignmentService | None = None
         self._seat = asyncio.Lock()
         self._terms = 0
         self._mics: list[tuple[FakeLeaderLock, asyncio.Task[None]]] = []
@@ -104,6 +107,8 @@ class Life:
         self.network.calm()
         self._repair()
         self.world.note("converge")
+        if self.chance.random() < 0.5:
+            await self._look_for_drift_once()
         await self._pass(100.0)
         self.invariants.after_step(self.term)
         await self._pass(LONG_S)
@@ -133,13 +138,22 @@ class Life:
         cluster = FlakyCluster(self.world.cluster, self.network, term, self.invariants)
         hosts = FlakyHosts(self.world.hosts, self.network, term, self.invariants)
         ports = AssignmentPorts(
-            cluster, cluster, hosts, FakeEvents(), lock, self.world.clock, FakeMeter(), self.chance.random
+            cluster, cluster, hosts, FakeEvents(), lock, self._clock, FakeMeter(), self.chance.random
         )
+        self.service = AssignmentService(ports, self.settings)
         try:
-            await AssignmentService(ports, self.settings).run()
+            await self.service.run()
         finally:
             term.ended = True
             self.world.note(f"term {term.number} ends")
+
+    async def _look_for_drift_once(self) -> None:
+        """Let new MICs look at all hosts, and then no more: they must forget nothing that is still to be done."""
+        self.settings = replace(self.settings, drift_interval_s=0.0)
+        await self._replace(list(self._mics))
+        await self.world.clock.advance(10 * LATEST_S)
+        assert self.service is not None
+        self.service._look_at_hosts()
 
     async def _change_leader(self) -> None:
         """The leader loses its lead, or dies; the other one goes on at once. Or both die, and new ones come later."""
@@ -149,11 +163,13 @@ class Life:
             for lock, _ in dying:
                 lock.lose()
             return
-        dying = list(self._mics) if kind == "all die" else dying
+        await self._replace(list(self._mics) if kind == "all die" else dying)
+
+    async def _replace(self, dying: list[tuple[FakeLeaderLock, asyncio.Task[None]]]) -> None:
         for mic in dying:
             self._mics.remove(mic)
             await _stop(mic[1])
-        if kind == "all die":
+        if not self._mics:
             await self.world.clock.advance(self.chance.choice((0.0, 0.1, LATEST_S, 20.0)))
         for _ in dying:
             self._start_mic()

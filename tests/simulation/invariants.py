@@ -10,6 +10,8 @@ from tests.simulation.world import World, letters
 DRIFT_S = 180.0
 UNNOTICED_S = 2 * DRIFT_S + 60.0
 """So long MIC may take to see what somebody else did to a host, while the network is bad."""
+MOMENT_S = 0.01
+"""Longer than it takes, by a restless clock, until what has happened is on its way to MIC."""
 SERVED = (AssignmentState.ASSIGNED, AssignmentState.UNKNOWN)
 
 
@@ -36,7 +38,7 @@ class Invariants:
             self.say(f"a write to {host.name} without the lead")
         knows_s = call.term.knows_until_s(call.sent_s)
         for need, since_s in world.needs.items():
-            if need.host == host and need.what in remove and since_s < knows_s:
+            if need.host == host and need.what in remove and since_s + MOMENT_S < knows_s:
                 self.say(f"{need.what} leaves {host.name}, and MIC knows that {need.pod} needs it since {since_s:.2f}")
         others = world.immutable | {
             what for what in world.foreign.get(host, set()) if (host, what) not in world.unclear
