@@ -149,7 +149,7 @@ class Life:
 
     async def _look_for_drift_once(self) -> None:
         """Let new MICs look at all hosts, and then no more: they must forget nothing that is still to be done."""
-        self.settings = replace(self.settings, drift_interval_s=0.0)
+        self.settings = replace(self.settings, drift_interval_s=0.0, resync_interval_s=0.0)
         await self._replace(list(self._mics))
         await self.world.clock.advance(10 * LATEST_S)
         assert self.service is not None
