@@ -25,7 +25,7 @@ PER_S = 20
 PAUSE_S = 1.2
 """After so long no earlier call counts against the limit."""
 AT_ONCE = 50
-ROUNDS = 3
+ROUNDS = 5
 SECONDS = 2.0
 """As long as IMDS takes for the cold requests that wait meanwhile."""
 
