@@ -10,10 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from apps.limited_http import LimitedConnection
+from typing import Any, Protocol
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +64,32 @@ def affordable(limits: ConnectionLimits) -> ConnectionLimits:
     )
 
 
+class Connection(Protocol):
+    """One connection, as far as it is looked at here."""
+
+    address: str
+    transport: asyncio.Transport
+    cycle: Any
+    """The newest request; None before the first."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being answered."""
+        ...
+
+    def quiet_since_s(self, now_s: float) -> float:
+        """Since when nothing is answered."""
+        ...
+
+    def is_overdue(self, now_s: float) -> bool:
+        """Whether the client has let one of its times pass."""
+        ...
+
+    def another(self) -> asyncio.Protocol:
+        """Return a new one of the same server."""
+        ...
+
+
 class UntimedLoop:
     """As much of the event loop as uvicorn's protocols use, without a timer for each answer: the sweep keeps time."""
 
@@ -89,12 +112,12 @@ class Peers:
         self._looking = False
         self._arriving: set[asyncio.Task[None]] = set()
         self._closed = False
-        self._by_address: dict[str, dict[LimitedConnection, None]] = {}  # the oldest first
+        self._by_address: dict[str, dict[Connection, None]] = {}  # the oldest first
         self._count = 0
         self._turned_away: Counter[str] = Counter()
         self._reported_s = -_REPORT_S
 
-    def admit(self, newcomer: LimitedConnection) -> bool:
+    def admit(self, newcomer: Connection) -> bool:
         """Take *newcomer* if there is room for it, or if a connection without a request can make room; else False.
 
         An address that has its share makes room among its own. One that has no connection at all may take the place
@@ -118,7 +141,7 @@ class Peers:
             self._turned_away[newcomer.address] += 1
         return room
 
-    def forget(self, connection: LimitedConnection) -> None:
+    def forget(self, connection: Connection) -> None:
         """Count *connection* no more; does nothing for one that is not counted."""
         group = self._by_address.get(connection.address)
         if group is not None and connection in group:
@@ -152,7 +175,7 @@ class Peers:
         )
         self._turned_away.clear()
 
-    def _look_for_more(self, newcomer: LimitedConnection) -> None:
+    def _look_for_more(self, newcomer: Connection) -> None:
         if not self._looking:
             self._looking = True
             self.loop.call_soon(self._accept, newcomer.another)
@@ -172,7 +195,7 @@ class Peers:
         with suppress(OSError):
             await self.loop.connect_accepted_socket(protocol, accepted)
 
-    def _shut_quietest(self, group: dict[LimitedConnection, None]) -> bool:
+    def _shut_quietest(self, group: dict[Connection, None]) -> bool:
         """Shut the oldest that has not asked anything yet, else the one that is quiet longest; False: all are busy."""
         victim = next((one for one in group if one.cycle is None), None)
         if victim is None:
