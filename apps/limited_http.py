@@ -28,10 +28,10 @@ _LINGER_S = 2.0
 """How long a refused client's bytes are still taken, and dropped: closing earlier would take the answer from it."""
 
 IN_ONE_WRITE = "podidentity.in_one_write"
-"""The extension of a scope, an `InOneWrite`, that takes a `whole_answer`. Not with h11: it keeps books of its own."""
+"""The extension of a scope, an `InOneWrite`. Not with h11: it keeps books of its own."""
 
-InOneWrite = Callable[[bytes], bool]
-"""Sends it. False if the answer must be sent message by message instead."""
+InOneWrite = Callable[[bytes, bytes], bool]
+"""Sends an `answer_head` and its body as the whole answer. False if that must be done message by message instead."""
 
 
 def connection_class(parser: Parser) -> type[LimitedConnection]:
@@ -42,11 +42,11 @@ def connection_class(parser: Parser) -> type[LimitedConnection]:
     return type("LimitedH11", (LimitedConnection, implementation.H11Protocol), {})
 
 
-def whole_answer(start: MutableMapping[str, Any], body: MutableMapping[str, Any]) -> bytes:
-    """Return the two messages of an answer, its length among the headers, as bytes of a connection that stays open."""
+def answer_head(start: MutableMapping[str, Any]) -> bytes:
+    """Return the first ASGI message of an answer, with the body's length among its headers, as bytes without an end."""
     status = HTTPStatus(start["status"])
     headers = b"".join(b"%b: %b\r\n" % header for header in start["headers"])
-    return b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (status, status.phrase.encode(), headers, body["body"])
+    return b"HTTP/1.1 %d %b\r\n%b" % (status, status.phrase.encode(), headers)
 
 
 class LimitedConnection(_Uvicorn):
@@ -219,14 +219,16 @@ class OneWriteConnection(LimitedConnection):
         super().on_message_begin()
         cast("dict[str, Any]", self.scope)["extensions"] = {IN_ONE_WRITE: self._answer_in_one_write}
 
-    def _answer_in_one_write(self, answer: bytes) -> bool:
-        """Answer the request with a `whole_answer`. False if it must be sent message by message, or to nobody."""
+    def _answer_in_one_write(self, head: bytes, body: bytes) -> bool:
         request = self.cycle
-        if not request.keep_alive or request.disconnected or self.flow.write_paused:
+        if request.disconnected or self.flow.write_paused:
             return False
         request.response_started = request.response_complete = True
         request.waiting_for_100_continue = False
-        self.transport.write(answer)
+        end_of_head = b"\r\n" if request.keep_alive else b"connection: close\r\n\r\n"
+        self.transport.write(b"".join((head, end_of_head, body)))
         request.message_event.set()
+        if not request.keep_alive:
+            self.transport.close()
         request.on_response()
         return True

@@ -103,7 +103,7 @@ class MetadataEndpoint:
         """Send it, and record it as any other."""
         began_s = self._clock.monotonic_s()
         in_one_write: InOneWrite | None = scope.get("extensions", {}).get(IN_ONE_WRITE)
-        if in_one_write is None or not in_one_write(warm.whole):
+        if in_one_write is None or not in_one_write(warm.head, warm.body["body"]):
             await send(warm.start)
             await send(warm.body)
         self._meter.count("nmi_token_cache_count", result="hit")

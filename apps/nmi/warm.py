@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from apps.limited_http import whole_answer
+from apps.limited_http import answer_head
 from apps.nmi.answers import Answer, messages
 from apps.nmi.audit import Record
 from podidentity_core.ports import Clock
@@ -25,11 +25,11 @@ Asked = tuple[str, bytes, bytes]
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Warm:
-    """The messages that make an answer, the same as bytes, and what to record of it. It holds a token: not shown."""
+    """The messages that make an answer, its head as bytes, and what to record of it. It holds a token: not shown."""
 
     start: dict[str, Any]
     body: dict[str, Any]
-    whole: bytes
+    head: bytes
     record: Record
 
 
@@ -56,4 +56,4 @@ class WarmAnswers:
         """Keep an answer that was made after `get` gave none, and without a wait in between."""
         if len(self._kept) < _MOST_KEPT:
             start, body = messages(answer)
-            self._kept[asked] = Warm(start, body, whole_answer(start, body), record)
+            self._kept[asked] = Warm(start, body, answer_head(start), record)

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from apps.limited_http import IN_ONE_WRITE, Parser, whole_answer
+from apps.limited_http import IN_ONE_WRITE, Parser, answer_head
 from apps.nmi.answers import Answer
 from apps.nmi.audit import Record
 from apps.nmi.warm import WarmAnswers
@@ -44,9 +44,7 @@ def test_an_answer_is_whole_and_says_its_length(kept: Kept) -> None:
     assert warm is not None
     assert (warm.start["status"], dict(warm.start["headers"])[b"content-length"]) == (200, b"2")
     assert (warm.body["body"], warm.record) == (b"{}", RECORD)
-    assert warm.whole == (
-        b"HTTP/1.1 200 OK\r\ncontent-type: application/json; charset=utf-8\r\ncontent-length: 2\r\n\r\n{}"
-    )
+    assert warm.head == (b"HTTP/1.1 200 OK\r\ncontent-type: application/json; charset=utf-8\r\ncontent-length: 2\r\n")
 
 
 def test_a_token_that_is_kept_is_not_shown(kept: Kept) -> None:
@@ -111,7 +109,8 @@ class Offered:
         if self._before:
             body, self._before = self._before, b""
         else:
-            self.taken.append(scope["extensions"][IN_ONE_WRITE](whole_answer(*_answer(b"in one write"))))
+            start, message = _answer(b"in one write")
+            self.taken.append(scope["extensions"][IN_ONE_WRITE](answer_head(start), message["body"]))
             if self.taken[-1]:
                 return
             body = b"by messages"
@@ -128,20 +127,24 @@ OPEN = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 LAST = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 OF_OLD = b"GET / HTTP/1.0\r\n\r\n"
 REQUESTS = {
-    "the last": (LAST, [b"by messages"]),
-    "HTTP/1.0": (OF_OLD, [b"by messages"]),
-    "two": (OPEN + LAST, [b"in one write", b"by messages"]),
-    "many": (OPEN * 20 + LAST, [b"in one write"] * 20 + [b"by messages"]),
+    "one": (LAST, 1, ["close"]),
+    "HTTP/1.0": (OF_OLD, 1, ["close"]),
+    "two": (OPEN + LAST, 2, [None, "close"]),
+    "many": (OPEN * 20 + LAST, 21, [None] * 20 + ["close"]),
+    "one and what nobody reads": (LAST + OPEN, 1, ["close"]),
 }
 
 
-@pytest.mark.parametrize(("raw", "bodies"), REQUESTS.values(), ids=REQUESTS)
-async def test_one_write_is_for_connections_that_stay_open(raw: bytes, bodies: list[bytes]) -> None:
+@pytest.mark.parametrize(("raw", "number", "connection"), REQUESTS.values(), ids=REQUESTS)
+async def test_one_write_ends_the_connection_if_the_client_wants_it(
+    raw: bytes, number: int, connection: list[str | None]
+) -> None:
     server = await start_server(Offered(), "127.0.0.1", 0, flag="--none")
     answers = all_parsed(await exchange(server.port, raw, address="127.0.0.1"))
     await server.stop(0)
 
-    assert [answer.body for answer in answers] == bodies
+    assert [answer.body for answer in answers] == [b"in one write"] * number
+    assert [answer.header("connection") for answer in answers] == connection
 
 
 async def test_one_write_is_not_for_clients_that_do_not_read_what_they_have_got() -> None:
