@@ -339,9 +339,11 @@ async def test_a_silent_stream_is_given_up_and_resumed_without_a_list(sandbox: S
         async with following(cluster(api, pace=pace)) as told:
             await told.until_synced()
             await until(lambda: asked(sandbox, "watch=true"))
+            put_rule(sandbox, "seen")
+            await told.until(lambda: names(told) == {"seen"})  # the stream has begun
             relay.hold(new_ones=False)
             put_rule(sandbox, "missed")
-            await told.until(lambda: names(told) == {"missed"})
+            await told.until(lambda: names(told) == {"seen", "missed"})
 
         assert lists(sandbox) == 1
 
